@@ -1,0 +1,47 @@
+# Every target sets up what it needs from a bare checkout: python3 with venv, and make, are enough.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+UV_VERSION := 0.13.9
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench format lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: $(READY) ## two servers on loopback, one message over X-ANONYMOUSTLS, everything explained
+	$(BIN)/anontls demo
+
+test: $(READY) ## format, lint, types, import contracts, tests: what CI runs
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest
+
+bench: $(READY) ## measure beside the peers, on loopback
+	$(BIN)/python -m bench
+
+format: $(READY) ## format the code, and mend what the linter can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lock: ## write requirements.lock from pyproject.toml; UPGRADE=1 takes the newest versions
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install -q uv==$(UV_VERSION)
+	build/lock/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --custom-compile-command 'make lock' --quiet \
+	  $(if $(UPGRADE),--upgrade) --output-file requirements.lock
+
+clean: ## remove everything that these targets made
+	rm -rf $(VENV) build dist demo-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,98 @@
+"""The command line: parses, calls one function, renders, returns an exit status.
+
+Exit status: 0 done, decided (whatever the answer); 1 ``--expect`` not met, or findings; 2 usage or a malformed file;
+3 something needed is unknown or unreachable; 4 we failed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from enum import IntEnum
+from typing import ClassVar
+
+import click
+
+from anontls import __version__
+from anontls.errors import AnontlsError, Unreachable
+
+
+class Exit(IntEnum):
+    """The documented exit statuses."""
+
+    DONE = 0
+    NOT_MET = 1
+    USAGE = 2
+    UNKNOWN = 3
+    FAILED = 4
+
+
+class Commands(click.Group):
+    """Loads a command's module when the command is used, so that the others cost nothing at start."""
+
+    modules: ClassVar = {
+        "select": "anontls.cli.select:command",
+        "org": "anontls.cli.org:command",
+        "events": "anontls.cli.events:command",
+        "demo": "anontls.cli.demo:command",
+        "completion": "anontls.cli.completion:command",
+    }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of their use."""
+        return list(self.modules)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now."""
+        if cmd_name not in self.modules:
+            return None
+        module, _, name = self.modules[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="anontls")
+def anontls() -> None:
+    """Which certificate does an SMTP session between Exchange servers use, and why?
+
+    Decides, explains step by step, and shows what a renewal breaks.  ORG is a snapshot file, a folder or .zip of
+    PowerShell exports, or any single export file.
+    """
+
+
+def main() -> None:
+    """Entry point of the ``anontls`` program."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit status; nothing but the exit status leaves as an exception."""
+    try:
+        result = anontls.main(args=arguments, prog_name="anontls", standalone_mode=False)
+        return int(result) if isinstance(result, int) else Exit.DONE
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.ClickException as e:
+        e.show()
+        return Exit.USAGE
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        return Exit.FAILED
+    except AnontlsError as e:
+        click.echo(click.style("error: ", fg="red", bold=True) + str(e), err=True)
+        if e.hint:
+            click.echo(f"\nhint: {e.hint}", err=True)
+        return Exit.UNKNOWN if isinstance(e, Unreachable) else Exit.USAGE
+    except BrokenPipeError:
+        # The reader has seen enough; keep the interpreter from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.DONE
+    except Exception:  # noqa: BLE001 the last resort: our own fault
+        import traceback
+
+        traceback.print_exc()
+        click.echo("error: this is a fault of anontls; please report it with the lines above", err=True)
+        return Exit.FAILED

@@ -1,0 +1,78 @@
+"""``anontls events``: the event catalogue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from anontls.cli import options
+from anontls.errors import UsageError
+from anontls.events import CATALOGUE, EventType
+from anontls.report.json import encode
+from anontls.report.language import Language, texts
+
+
+@click.group("events")
+def command() -> None:
+    """The certificate and authentication events of the transport services."""
+
+
+@command.command("list")
+@options.language
+@options.as_json
+def list_events(language: Language, as_json: bool) -> None:
+    """All events, a line each."""
+    for kind in CATALOGUE.values():
+        if as_json:
+            click.echo(encode(document(kind, language)))
+        else:
+            click.echo(f"{kind.id:<6} {kind.level:<12} {_text(kind, language, 'when')}")
+
+
+@command.command("show")
+@click.argument("event_id", metavar="ID", type=int)
+@options.language
+@options.as_json
+def show_event(event_id: int, language: Language, as_json: bool) -> None:
+    """One event: what it says, when it is raised, what to do."""
+    kind = CATALOGUE.get(event_id)
+    if kind is None:
+        raise UsageError(f"event {event_id} is not in the catalogue", hint="known: " + ", ".join(map(str, CATALOGUE)))
+    if as_json:
+        click.echo(encode(document(kind, language)))
+        return
+    words = texts(language)
+    lines = [
+        click.style(f"{kind.id} {kind.name or '(' + (kind.name_note or '') + ')'}", bold=True),
+        f"{words['event.level']}: {kind.level}"
+        + (f" ({_text(kind, language, 'level_note')})" if kind.level_note else ""),
+        f"{words['event.source']}: {', '.join(kind.sources)}    {words['event.category']}: {kind.category}",
+        f"{words['event.text']}: {_text(kind, language, 'text')}",
+        f"{words['event.when']}: {_text(kind, language, 'when')}",
+        f"{words['word.remedy']}: {_text(kind, language, 'remedy')}",
+    ]
+    click.echo("\n".join(lines))
+
+
+def document(kind: EventType, language: Language) -> dict[str, Any]:
+    """An event of the catalogue as JSON, ``anontls/event/1``."""
+    return {
+        "schema": "anontls/event/1",
+        "id": kind.id,
+        "name": kind.name,
+        "level": kind.level,
+        "level_note": kind.level_note,
+        "category": kind.category,
+        "sources": list(kind.sources),
+        "text": _text(kind, language, "text"),
+        "when": _text(kind, language, "when"),
+        "remedy": _text(kind, language, "remedy"),
+        "fields": sorted(kind.fields),
+    }
+
+
+def _text(kind: EventType, language: Language, part: str) -> str:
+    if language == "en":
+        return str(getattr(kind, part))
+    return texts(language)[f"event.{kind.id}.{part}"]

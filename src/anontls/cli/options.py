@@ -1,0 +1,64 @@
+"""Options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import click
+
+from anontls.report.language import LANGUAGES
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Moment(click.ParamType[datetime]):
+    """A date (its first second, UTC) or a time of ISO 8601; without a zone it is UTC."""
+
+    name = "date"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Read it."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a date like 2026-11-24 or a time like 2026-11-24T12:00:00Z", param, ctx)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def as_json(function: F) -> F:
+    """``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="JSON on standard output, one document a line.")(
+        function
+    )
+
+
+def language(function: F) -> F:
+    """``--lang``."""
+    return click.option(
+        "--lang",
+        "language",
+        type=click.Choice(LANGUAGES),
+        default="en",
+        show_default=True,
+        envvar="ANONTLS_LANG",
+        help="Language of explanations (or set ANONTLS_LANG).",
+    )(function)
+
+
+def as_of(function: F) -> F:
+    """``--as-of``."""
+    return click.option(
+        "--as-of",
+        type=Moment(),
+        metavar="DATE",
+        help="Decide for this date or time instead of now (UTC when no zone is given).",
+    )(function)
+
+
+def now() -> datetime:
+    """The present moment: the only place where a command reads the clock."""
+    return datetime.now(UTC)

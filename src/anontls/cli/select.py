@@ -1,0 +1,392 @@
+"""``anontls select``: decisions with their steps."""
+
+from __future__ import annotations
+
+import ipaddress
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import click
+import msgspec
+
+from anontls.cli import Exit, options
+from anontls.directory import facts_file
+from anontls.directory.facts_file import FaultyCase
+from anontls.errors import Unreachable, UsageError
+from anontls.facts import (
+    DeliveryType,
+    Organization,
+    Phase,
+    Queue,
+    ReceiveConnector,
+    Scenario,
+    SendConnector,
+    Server,
+    SessionFacts,
+    connector_for_session,
+    is_unknown,
+    normal_thumbprint,
+    same_name,
+)
+from anontls.report import json, text
+from anontls.report.explain import Explanation
+from anontls.report.language import Language, say
+from anontls.selection import DEFAULT, Decision, Result, Rules, select
+from anontls.selection import assumption as what_if
+from anontls.selection import sessions as enumerate_sessions
+from anontls.selection.assumption import Assumption
+from anontls.selection.rules import VALUES, with_value
+
+INBOUND = (Scenario.INBOUND_ANONYMOUS, Scenario.INBOUND_STARTTLS)
+
+
+class Question(msgspec.Struct, kw_only=True):
+    """What the command line asks about."""
+
+    scenario: Scenario | None
+    server: str | None
+    connector: str | None
+    queue: str | None
+    delivery_type: str | None
+    peer: str | None
+    port: int | None
+    phase: Phase
+    as_of: datetime
+
+
+@click.command("select")
+@click.argument("scenario", type=click.Choice([s.value for s in Scenario]), required=False)
+@click.option(
+    "--org", metavar="ORG", envvar="ANONTLS_ORG", help="Snapshot, folder or .zip of exports (or set ANONTLS_ORG)."
+)
+@click.option(
+    "--facts", metavar="FILE", help="Decide from a facts file (anontls/facts/1, .json or .jsonl; - for standard input)."
+)
+@click.option("--server", metavar="NAME", help="Only this server (name or FQDN).")
+@click.option("--connector", metavar="NAME", help="Only this Receive or Send connector.")
+@click.option("--queue", metavar="ID", help="Only this queue.")
+@click.option(
+    "--delivery-type",
+    metavar="TYPE",
+    type=click.Choice([d.value for d in DeliveryType], case_sensitive=False),
+    help="A queue of this DeliveryType, whether or not the facts hold one.",
+)
+@click.option("--from", "peer", metavar="IP", help="The Receive connector that a session from this address hits ...")
+@click.option("--port", type=click.IntRange(1, 65535), help="... on this port (25 when not given).")
+@click.option("--phase", type=click.Choice([p.value for p in Phase]), default="session", show_default=True)
+@options.as_of
+@click.option(
+    "--rules",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Decide under another rule: " + ", ".join(f"{n}={v[1]}" for n, v in VALUES.items()),
+)
+@click.option(
+    "--assume",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="What if: itc=THUMBPRINT, server.Property=, queue.Property=, ... (before and after).",
+)
+@click.option(
+    "--without", multiple=True, metavar="THUMBPRINT", help="What if this certificate were removed (before and after)."
+)
+@click.option(
+    "--expect",
+    multiple=True,
+    metavar="ANSWER",
+    help="Exit 1 unless every decision is so: certificate, verb-only, none, unknown, X-ANONYMOUSTLS, STARTTLS, a thumbprint, event=ID, no-events.",
+)
+@click.option(
+    "--svg", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Draw the one decision as a picture."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Explain every decision in full, with the cmdlet of each step.")
+@options.language
+@options.as_json
+def command(
+    scenario: str | None,
+    org: str | None,
+    facts: str | None,
+    server: str | None,
+    connector: str | None,
+    queue: str | None,
+    delivery_type: str | None,
+    peer: str | None,
+    port: int | None,
+    phase: str,
+    as_of: datetime | None,
+    rules: tuple[str, ...],
+    assume: tuple[str, ...],
+    without: tuple[str, ...],
+    expect: tuple[str, ...],
+    svg: Path | None,
+    verbose: bool,
+    language: Language,
+    as_json: bool,
+) -> int:
+    """Which certificate is used, whether the verb is, and why.
+
+    One decision is explained step by step; several (all of a server or organisation) are a table.
+
+    \b
+    anontls select --org org.json
+    anontls select --org org.json inbound-starttls --server MBX1 --from 10.0.0.9 --port 25
+    anontls select --org org.json --server MBX1 --without 0123... --assume itc=4567...
+    """
+    if (org is None) == (facts is None):
+        raise click.UsageError("one of --org and --facts is needed")
+    moment = as_of or options.now()
+    in_force = _rules(rules)
+    assumptions = [*map(_assumption, assume), *map(what_if.without, without)]
+    cases: Iterable[SessionFacts | FaultyCase]
+    if facts is not None:
+        cases = _from_facts(facts, moment, override=as_of)
+    else:
+        assert org is not None
+        question = Question(
+            scenario=Scenario(scenario) if scenario else None,
+            server=server,
+            connector=connector,
+            queue=queue,
+            delivery_type=delivery_type,
+            peer=peer,
+            port=port,
+            phase=Phase(phase),
+            as_of=moment,
+        )
+        asked = list(_asked(open_organization(org), question))
+        _check_without(asked, without)
+        cases = asked
+    answers: list[Answered] = []
+    faults = 0
+    for case in cases:
+        if isinstance(case, FaultyCase):
+            faults += 1
+            if as_json:
+                click.echo(json.encode(json.error(case.line, str(case.error))))
+            else:
+                click.echo(click.style("error: ", fg="red", bold=True) + str(case.error), err=True)
+            continue
+        answer = _answer(case, assumptions, in_force)
+        if as_json:
+            click.echo(json.encode(_document(answer, assumptions, language)))
+        answers.append(answer)
+    if not as_json and answers:
+        click.echo(_text(answers, assumptions, language, verbose=verbose))
+    if svg is not None:
+        _draw(svg, answers, language)
+    return max(Exit.USAGE if faults else Exit.DONE, _status([answer.after for answer in answers], expect))
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """A decision, and the one without the assumptions when there are any."""
+
+    after: Decision
+    before: Decision | None
+
+
+def _answer(facts: SessionFacts, assumptions: Sequence[Assumption], rules: Rules) -> Answered:
+    changed = facts
+    for assumption in assumptions:
+        try:
+            changed = what_if.assume(changed, assumption)
+        except ValueError as e:
+            raise UsageError(f"--assume {assumption.path}: {e}") from None
+    return Answered(select(changed, rules), select(facts, rules) if assumptions else None)
+
+
+def _rules(given: Sequence[str]) -> Rules:
+    rules = DEFAULT
+    for item in (part for each in given for part in each.split(",")):
+        name, _, value = item.strip().partition("=")
+        try:
+            rules = with_value(rules, name, value)
+        except ValueError as e:
+            raise UsageError(f"--rules {item}: {e}") from None
+    return rules
+
+
+def _assumption(given: str) -> Assumption:
+    try:
+        return what_if.parse(given)
+    except ValueError as e:
+        raise UsageError(f"--assume {e}") from None
+
+
+def _from_facts(name: str, moment: datetime, *, override: datetime | None) -> Iterator[SessionFacts | FaultyCase]:
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as e:
+        raise UsageError(f"{name}: {e.strerror}") from None
+    for case in facts_file.read_facts(content, name, default_as_of=moment):
+        if override is not None and isinstance(case, SessionFacts):
+            case = msgspec.structs.replace(case, as_of=override)
+        yield case
+
+
+def _asked(organization: Organization, question: Question) -> Iterator[SessionFacts]:
+    """The sessions that the question is about.
+
+    Raises:
+        UsageError: it names a server, connector or queue that is not there; says which are.
+    """
+    servers = enumerate_sessions.all_servers(organization)
+    if question.server is not None:
+        servers = tuple(
+            s for s in servers if same_name(question.server, s.name) or same_name(question.server, str(s.fqdn))
+        )
+        if not servers:
+            raise UsageError(
+                f"no server {question.server}",
+                hint=_known(s.name for s in enumerate_sessions.all_servers(organization)),
+            )
+    if not servers:
+        raise UsageError("the organisation holds no server", hint="`anontls org check` says which cmdlets are missing")
+    found = [facts for server in servers for facts in _of_server(organization, server, question)]
+    if not found and question.connector is not None:
+        names = [c.identity for s in servers if not is_unknown(s.receive_connectors) for c in s.receive_connectors]
+        names += [c.identity for s in servers for c in enumerate_sessions.send_connectors(s, organization)]
+        raise UsageError(f"no connector {question.connector}", hint=_known(names))
+    if not found and question.queue is not None:
+        raise UsageError(
+            f"no queue {question.queue}",
+            hint=_known(str(q.identity) for s in servers for q in enumerate_sessions.queues(s)),
+        )
+    yield from found
+
+
+def _known(names: Iterable[str]) -> str:
+    return "known: " + ", ".join(sorted(set(names)))
+
+
+def _of_server(organization: Organization, server: Server, question: Question) -> Iterator[SessionFacts]:
+    outbound, as_of = Scenario.OUTBOUND_ANONYMOUS, question.as_of
+    if question.phase is Phase.STARTUP:
+        # Without a session the two anonymous procedures are the same; there is none for STARTTLS.
+        if question.scenario is Scenario.INBOUND_STARTTLS:
+            raise UsageError("there is no inbound-starttls at the start of a service: STARTTLS is chosen in a session")
+        yield enumerate_sessions.session_facts(server, question.scenario or outbound, as_of, phase=Phase.STARTUP)
+        return
+    scenarios = (question.scenario,) if question.scenario else tuple(Scenario)
+    if question.peer is not None or question.port is not None:
+        yield from _of_peer(server, tuple(s for s in scenarios if s in INBOUND), question)
+        return
+    if question.delivery_type is not None:
+        if outbound in scenarios and server.role != "Edge":
+            queue = Queue(delivery_type=question.delivery_type, hypothetical=True)
+            yield enumerate_sessions.session_facts(server, outbound, as_of, queue=queue)
+        return
+    everything = question.connector is None and question.queue is None
+    if everything and question.scenario is None:
+        yield enumerate_sessions.session_facts(server, outbound, as_of, phase=Phase.STARTUP)
+    for facts in enumerate_sessions.sessions(organization, server, as_of, scenarios):
+        if everything or _is_about(facts, question):
+            yield facts
+
+
+def _is_about(facts: SessionFacts, question: Question) -> bool:
+    if question.queue is not None:
+        queue = facts.queue
+        return queue is not None and question.queue.lower() in (
+            str(queue.identity).lower(),
+            str(queue.next_hop_domain).lower(),
+        )
+    connector: ReceiveConnector | SendConnector | None = facts.receive_connector or facts.send_connector
+    if connector is None or question.connector is None:
+        return False
+    names = {connector.identity, connector.name if isinstance(connector, ReceiveConnector) else connector.identity}
+    return any(same_name(question.connector, name) for name in names)
+
+
+def _of_peer(server: Server, scenarios: Sequence[Scenario], question: Question) -> Iterator[SessionFacts]:
+    if question.peer is None:
+        raise UsageError("--port needs --from: the Receive connector is chosen by the peer's address as well")
+    try:
+        peer = ipaddress.ip_address(question.peer)
+    except ValueError:
+        raise UsageError(f"--from {question.peer}: not an IP address") from None
+    connector = connector_for_session(server, peer, question.port or 25)
+    if is_unknown(connector):
+        raise Unreachable(f"{server.name}: which Receive connector the session hits is not known: {connector.because}")
+    for scenario in scenarios:
+        yield enumerate_sessions.session_facts(server, scenario, question.as_of, receive_connector=connector)
+
+
+def _check_without(cases: Sequence[SessionFacts], without: Sequence[str]) -> None:
+    for thumbprint in map(normal_thumbprint, without):
+        stores = [case.store for case in cases if not is_unknown(case.store)]
+        if stores and not any(store.find(thumbprint) for store in stores):
+            known = {str(c.thumbprint) for store in stores for c in store}
+            raise UsageError(f"--without {thumbprint}: no such certificate", hint=_known(known))
+
+
+def _document(answer: Answered, assumptions: Sequence[Assumption], language: Language) -> dict[str, object]:
+    document = json.decision_json(answer.after, language)
+    if answer.before is not None:
+        document["assumed"] = [{"path": a.path, "value": a.value} for a in assumptions]
+        document["before"] = json.decision_json(answer.before, language)
+    return document
+
+
+def _text(answers: Sequence[Answered], assumptions: Sequence[Assumption], language: Language, *, verbose: bool) -> str:
+    width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
+    decisions = [answer.after for answer in answers]
+    parts: list[str] = []
+    for assumption in assumptions:
+        if assumption.path == "without":
+            parts.append(say(language, "word.assumed-without", {"thumbprint": assumption.value}))
+        else:
+            parts.append(say(language, "word.assumed", {"path": assumption.path, "value": assumption.value}))
+    pairs = [(answer.before, answer.after) for answer in answers if answer.before is not None]
+    if pairs:
+        parts.append("\n" + text.compared(pairs, language))
+    if len(decisions) == 1 or verbose:
+        parts += ["\n" * bool(parts) + text.explained(d, language, width=width, details=verbose) for d in decisions]
+    elif not pairs:
+        parts.append(text.table(decisions, language))
+    return "\n".join(parts)
+
+
+def _draw(file: Path, answers: Sequence[Answered], language: Language) -> None:
+    if len(answers) != 1:
+        raise UsageError(
+            f"--svg draws one decision, and these are {len(answers)}",
+            hint="name the scenario and the --connector, --queue or --delivery-type",
+        )
+    from anontls.report.svg import decision_svg
+
+    try:
+        file.write_text(decision_svg(answers[0].after, language), encoding="utf-8")
+    except OSError as e:
+        raise UsageError(f"{file}: {e.strerror}") from None
+
+
+def _status(decisions: Sequence[Decision], expect: Sequence[str]) -> Exit:
+    for decision in decisions:
+        for wanted in expect:
+            if not _is_met(decision, wanted):
+                click.echo(f"not met: --expect {wanted}: {Explanation(decision).headline}", err=True)
+                return Exit.NOT_MET
+    unknown = any(decision.result is Result.UNKNOWN for decision in decisions)
+    return Exit.UNKNOWN if unknown and "unknown" not in expect else Exit.DONE
+
+
+def _is_met(decision: Decision, wanted: str) -> bool:
+    word = wanted.strip().lower()
+    if word in {result.value for result in Result}:
+        return decision.result.value == word
+    if word in ("x-anonymoustls", "starttls"):
+        return decision.verb is not None and decision.verb.lower() == word
+    if word == "no-events":
+        return not decision.events
+    if word.startswith("event="):
+        return word.removeprefix("event=") in {str(event.id) for event in decision.events}
+    thumbprint = normal_thumbprint(word)
+    if len(thumbprint) != 40:
+        raise UsageError(
+            f"--expect {wanted}: not an answer",
+            hint="certificate, verb-only, none, unknown, X-ANONYMOUSTLS, STARTTLS, a thumbprint, event=ID, no-events",
+        )
+    return decision.certificate is not None and decision.certificate.thumbprint == thumbprint

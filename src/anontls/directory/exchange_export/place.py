@@ -1,0 +1,477 @@
+"""Objects from many servers and files, attached to the server that each says it belongs to.
+
+``PSComputerName`` is where a cmdlet ran, not whose object it printed, so it decides nothing alone.  What fits nowhere
+is kept as :class:`~anontls.facts.Unplaced`, and finds its place when a later import brings its server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, tzinfo
+from typing import Any, TypeVar
+
+import msgspec
+
+from anontls.directory.exchange_export import cmdlets
+from anontls.directory.exchange_export.cmdlet_object import CmdletObject
+from anontls.directory.exchange_export.cmdlets import NOT_NAMED, Kind
+from anontls.directory.snapshot import certificate_builtins
+from anontls.errors import UsageError
+from anontls.facts import (
+    ABSENT,
+    AcceptedDomain,
+    Certificate,
+    EdgeSubscription,
+    InternalTlsCert,
+    Organization,
+    Queue,
+    ReceiveConnector,
+    SendConnector,
+    Server,
+    Unknown,
+    Unplaced,
+    is_unknown,
+)
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+STRUCT: Mapping[Kind, type[msgspec.Struct]] = {
+    Kind.SERVER: Server,
+    Kind.TRANSPORT_SERVICE: Server,
+    Kind.MAILBOX_SERVER: Server,
+    Kind.INTERNAL_TLS_CERT: Server,
+    Kind.CERTIFICATE: Certificate,
+    Kind.BARE_CERTIFICATE: Certificate,
+    Kind.RECEIVE_CONNECTOR: ReceiveConnector,
+    Kind.SEND_CONNECTOR: SendConnector,
+    Kind.QUEUE: Queue,
+    Kind.ACCEPTED_DOMAIN: AcceptedDomain,
+    Kind.EDGE_SUBSCRIPTION: EdgeSubscription,
+}
+#: What a server has many of, and what the organisation has many of: the field of the structure.
+OF_A_SERVER: Mapping[Kind, str] = {
+    Kind.CERTIFICATE: "certificates",
+    Kind.RECEIVE_CONNECTOR: "receive_connectors",
+    Kind.QUEUE: "queues",
+}
+OF_THE_ORGANIZATION: Mapping[Kind, str] = {
+    Kind.SEND_CONNECTOR: "send_connectors",
+    Kind.ACCEPTED_DOMAIN: "accepted_domains",
+    Kind.EDGE_SUBSCRIPTION: "edge_subscriptions",
+}
+ALL_ADDRESSES = ("::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "0.0.0.0-255.255.255.255")
+INTRA_ORGANIZATION = "Intra-Organization SMTP Send Connector"
+NO_SUCH_SERVER = "no server of that name in the sources"
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
+    """One object on the way to its place; ``owner`` is the server that it says it belongs to, name or FQDN."""
+
+    kind: Kind
+    facts: Any
+    identity: str
+    file: str
+    owner: str | None = None
+    computer: str | None = None
+    collected: datetime | None = None
+    organization: str | None = None
+
+
+class Placed(msgspec.Struct, frozen=True, kw_only=True):
+    """All objects in their places, and what is to be said about each file."""
+
+    organization: Organization
+    notes: Mapping[str, list[str]]
+
+
+# --- where pieces come from ------------------------------------------------------------------------------------------
+
+
+def piece_of(found: CmdletObject, kind: Kind, *, collected: datetime | None, zone: tzinfo | None) -> Piece:
+    """An object of an export."""
+    properties, where = found.properties, f"{found.file}: {found.where}"
+    owner: str | None = None
+    organization: str | None = None
+    facts: msgspec.Struct
+    match kind:
+        case Kind.SERVER | Kind.MAILBOX_SERVER | Kind.TRANSPORT_SERVICE | Kind.INTERNAL_TLS_CERT:
+            facts = server = _server(properties, kind, where)
+            identity = server.name
+            owner = None if identity == NOT_NAMED else identity
+            organization = cmdlets.organization_of_dn(properties) if kind is Kind.SERVER else None
+        case Kind.CERTIFICATE | Kind.BARE_CERTIFICATE:
+            owner = cmdlets.name_of(properties, "Server")
+            if owner:  # a certificate with its server beside it is of that server's store
+                kind = Kind.CERTIFICATE
+            lists_keys = kind is Kind.CERTIFICATE and not any(t.endswith(".X509Certificate2") for t in found.types[:1])
+            facts, named = cmdlets.exported_certificate(properties, where, lists_keys=lists_keys, zone=zone)
+            owner = named.partition("\\")[0] if named else owner
+            identity = named or str(facts.thumbprint if not is_unknown(facts.thumbprint) else facts.subject)
+        case Kind.RECEIVE_CONNECTOR:
+            facts = receive = cmdlets.receive_connector(properties, where)
+            identity, owner = receive.identity, receive.server
+        case Kind.QUEUE:
+            facts = queue = cmdlets.queue(properties, where)
+            identity = queue.identity or NOT_NAMED
+            owner = _owner_in(identity)
+        case Kind.SEND_CONNECTOR:
+            facts = send = cmdlets.send_connector(properties, where)
+            identity = send.identity
+        case Kind.ACCEPTED_DOMAIN:
+            facts = domain = cmdlets.accepted_domain(properties, where)
+            identity = domain.domain_name
+        case Kind.EDGE_SUBSCRIPTION:
+            facts = subscription = cmdlets.edge_subscription(properties, where)
+            identity = subscription.name
+    return Piece(
+        kind=kind,
+        facts=facts,
+        identity=identity,
+        file=found.file,
+        owner=owner or None,
+        computer=found.computer,
+        collected=collected,
+        organization=organization,
+    )
+
+
+def _server(properties: Mapping[str, Any], kind: Kind, where: str) -> Server:
+    if kind is Kind.INTERNAL_TLS_CERT:
+        return cmdlets.server(cmdlets.attribute_of(properties), where)
+    server = cmdlets.server(properties, where)
+    if kind is Kind.TRANSPORT_SERVICE and "InternalTransportCertificate" in properties:
+        # The same bytes as the attribute of the server object [FACT O 5.3]
+        attribute = cmdlets.internal_tls_cert(properties["InternalTransportCertificate"], where)
+        if isinstance(attribute.der, bytes):
+            return msgspec.structs.replace(server, internal_tls_cert=attribute)
+    return server
+
+
+def _owner_in(identity: str) -> str | None:
+    owner, backslash, _ = identity.partition("\\")
+    return owner if backslash else None
+
+
+def pieces_of(organization: Organization, file: str) -> Iterator[Piece | Unplaced]:
+    """The objects of a snapshot, apart again; an unplaced one that cannot be read any more stays as it is."""
+    rows = {source.file: source for source in organization.sources}
+    times = [source.collected for source in organization.sources if source.collected]
+    collected = max(times, default=None)
+
+    def piece(kind: Kind, facts: Any, identity: str, owner: str | None = None) -> Piece:
+        return Piece(kind=kind, facts=facts, identity=identity, file=file, owner=owner, collected=collected)
+
+    for server in organization.servers:
+        yield Piece(
+            kind=Kind.SERVER,
+            facts=server,
+            identity=server.name,
+            file=file,
+            owner=server.name,
+            collected=collected,
+            organization=organization.name,
+        )
+        for kind, field in OF_A_SERVER.items():
+            for facts in _known(getattr(server, field)):
+                yield piece(kind, facts, str(_key(kind, facts)), server.name)
+    for kind, field in OF_THE_ORGANIZATION.items():
+        for facts in _known(getattr(organization, field)):
+            yield piece(kind, facts, str(_key(kind, facts)))
+    for item in organization.unplaced:
+        try:
+            kind = Kind(item.type)
+            facts = msgspec.convert(item.object, STRUCT[kind])
+        except (ValueError, msgspec.ValidationError):
+            yield item
+            continue
+        source = rows.get(item.file)
+        yield Piece(
+            kind=kind,
+            facts=facts,
+            identity=item.identity,
+            file=item.file,
+            owner=_owner_in(item.identity) or (facts.name if isinstance(facts, Server) else None),
+            computer=source.computers[0] if source and len(source.computers) == 1 else None,
+            collected=source.collected if source else None,
+        )
+
+
+def _known(values: Any) -> Iterable[Any]:
+    return () if is_unknown(values) else values
+
+
+def _key(kind: Kind, facts: Any) -> str:
+    """What makes two objects of one place the same object."""
+    match kind:
+        case Kind.CERTIFICATE:
+            return facts.thumbprint if isinstance(facts.thumbprint, str) else repr(facts)
+        case Kind.QUEUE:
+            return facts.identity.lower() if facts.identity else repr(facts)
+        case Kind.ACCEPTED_DOMAIN:
+            return str(facts.domain_name).lower()
+        case Kind.EDGE_SUBSCRIPTION:
+            return str(facts.name).lower()
+    return str(facts.identity).lower()
+
+
+# --- two sources for one object --------------------------------------------------------------------------------------
+
+
+def merge(old: S, new: S) -> tuple[S, list[str]]:
+    """One object from two sources, ``new`` the later one; and the properties in which they contradict each other.
+
+    What is known beats what is not, then the later beats the earlier.
+    """
+    if old == new:
+        return old, []
+    fields: dict[str, Any] = {}
+    differing: list[str] = []
+    for field in msgspec.structs.fields(type(old)):
+        was, now = getattr(old, field.name), getattr(new, field.name)
+        fields[field.name] = now
+        if was == now:
+            continue
+        # The same enumeration value as text and as number: the text says more.
+        same_value = {type(was), type(now)} == {str, int}
+        if _says_nothing(now) or field.name in ("name", "identity") or (same_value and isinstance(was, str)):
+            fields[field.name] = was
+        elif not _says_nothing(was) and not same_value:
+            differing.append(field.encode_name)
+    if isinstance(old, Certificate) and fields["der"] is not None:
+        own = ("HasPrivateKey", "IsSelfSigned", "Services", "Status")  # all else follows from the bytes
+        names = {cmdlets.FIELDS[Certificate][name] for name in own} | {"der"}
+        fields = {name: value for name, value in fields.items() if name in names}
+        differing = [name for name in differing if name in own]
+    return type(old)(**fields), differing
+
+
+def _says_nothing(value: object) -> bool:
+    if isinstance(value, InternalTlsCert):
+        return isinstance(value.unknown, str)
+    return is_unknown(value) or value == ()
+
+
+class _Shelf:
+    """Objects of one kind in one place, each once."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, tuple[Any, str]] = {}
+
+    def add(self, piece: Piece, notes: Mapping[str, list[str]]) -> None:
+        key = _key(piece.kind, piece.facts)
+        facts, file = self.objects.get(key, (piece.facts, piece.file))
+        facts, differing = merge(facts, piece.facts)
+        self.objects[key] = (facts, piece.file if differing else file)
+        _note_difference(piece, differing, file, notes)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (facts for facts, _ in self.objects.values())
+
+
+def _note_difference(piece: Piece, differing: list[str], other: str, notes: Mapping[str, list[str]]) -> None:
+    if differing:
+        names = ", ".join(differing)
+        notes[piece.file].append(f"{piece.kind.value} {piece.identity}: {names} differs from {other}; the later is kept")
+
+
+class _Draft:
+    """A server while its objects come in."""
+
+    def __init__(self, facts: Server, file: str) -> None:
+        self.facts = facts
+        self.file = file
+        # A snapshot may know that there are none; an export without such objects does not.
+        self.shelves = {kind: _Shelf() for kind, field in OF_A_SERVER.items() if not is_unknown(getattr(facts, field))}
+
+    def add(self, piece: Piece, notes: Mapping[str, list[str]]) -> None:
+        facts = msgspec.structs.replace(
+            piece.facts, certificates=ABSENT, receive_connectors=ABSENT, queues=ABSENT
+        )
+        self.facts, differing = merge(self.facts, facts)
+        _note_difference(piece, differing, self.file, notes)
+
+    def server(self) -> Server:
+        lists: dict[str, Any] = {OF_A_SERVER[kind]: tuple(shelf) for kind, shelf in self.shelves.items()}
+        if self.facts.role == "Mailbox" and "receive_connectors" in lists:
+            lists["receive_connectors"] = _with_implicit(
+                lists["receive_connectors"], mailbox_delivery(self.facts.name)
+            )
+        return msgspec.structs.replace(self.facts, **lists)
+
+
+# --- what no export holds --------------------------------------------------------------------------------------------
+
+
+def mailbox_delivery(server: str) -> ReceiveConnector:
+    """The Receive connector of the Mailbox Transport Delivery service, which no cmdlet lists [FACT D 6.3].
+
+    Nobody can configure it, so what has a default has it.
+    """
+    return ReceiveConnector(
+        identity=f"{server}\\Default Mailbox Delivery {server}",
+        enabled=True,
+        bindings=("[::]:475", "0.0.0.0:475"),
+        remote_ip_ranges=ALL_ADDRESSES,
+        auth_mechanism="ExchangeServer",
+        permission_groups="ExchangeServers",
+        tls_certificate_name=None,
+        suppress_x_anonymous_tls=False,
+        implicit=True,
+    )
+
+
+def _with_implicit(known: tuple[S, ...], implicit: Any) -> tuple[S, ...]:
+    there = {str(getattr(each, "identity", "")).lower() for each in known}
+    return known if implicit.identity.lower() in there else (*known, implicit)
+
+
+# --- placing ---------------------------------------------------------------------------------------------------------
+
+
+def place(pieces: Iterable[Piece | Unplaced], *, server: str | None = None) -> Placed:
+    """Every piece in its place or among the unplaced.
+
+    ``server`` is whose the objects are that do not say it themselves.
+
+    Raises:
+        UsageError: no such server in the sources.
+    """
+    return _Placing(list(pieces), server).result()
+
+
+# Servers before what belongs to them; certificates without a word last, as they are known by their thumbprints.
+_ORDER = {kind: at for at, kind in enumerate((*Kind,))}
+_ORDER[Kind.BARE_CERTIFICATE] = len(_ORDER)
+_EVER = datetime(1, 1, 1, tzinfo=UTC)
+
+
+class _Placing:
+    def __init__(self, pieces: list[Piece | Unplaced], server: str | None) -> None:
+        self.notes: dict[str, list[str]] = {}
+        self.unplaced: list[Unplaced] = [item for item in pieces if isinstance(item, Unplaced)]
+        self.drafts: dict[str, _Draft] = {}
+        self.by_fqdn: dict[str, _Draft] = {}
+        self.by_thumbprint: dict[str, list[_Draft]] | None = None
+        self.shelves: dict[Kind, _Shelf] = {}
+        self.names: list[str] = []
+        self.pieces = [item for item in pieces if isinstance(item, Piece)]
+        # From the earliest to the latest: the later one is kept.
+        self.pieces.sort(key=lambda piece: (_ORDER[piece.kind], piece.collected or _EVER))
+        for piece in self.pieces:
+            self.notes.setdefault(piece.file, [])
+        at = sum(piece.kind is Kind.SERVER for piece in self.pieces)
+        for piece in self.pieces[:at]:
+            self.add_server(piece)
+        self.default: _Draft | None = self.find(server) if server else None
+        if server and self.default is None:
+            known = ", ".join(sorted(draft.facts.name for draft in self.drafts.values())) or "none"
+            raise UsageError(f"no server {server} in the sources", hint=f"servers in the sources: {known}")
+        for piece in self.pieces[at:]:
+            self.add(piece)
+
+    def add_server(self, piece: Piece) -> None:
+        facts: Server = piece.facts
+        if piece.owner is None:
+            return self.leave(piece, "it has no name")
+        draft = self.drafts.get(facts.name.lower())
+        if draft is None:
+            draft = self.drafts[facts.name.lower()] = _Draft(facts, piece.file)
+        else:
+            was, now = draft.facts.fqdn, facts.fqdn
+            if isinstance(was, str) and isinstance(now, str) and was.lower() != now.lower():
+                return self.leave(piece, f"another server of that name is there already: {was}")
+            draft.add(piece, self.notes)
+        if isinstance(draft.facts.fqdn, str):
+            self.by_fqdn[draft.facts.fqdn.lower()] = draft
+        if piece.organization:
+            # An Edge server has a directory of its own, which does not know the organisation's name.
+            self.names.insert(0 if facts.role == "Mailbox" else len(self.names), piece.organization)
+        return None
+
+    def find(self, owner: str) -> _Draft | None:
+        """The server of that name or FQDN; a FQDN also finds a server by its first label whose own is not known."""
+        wanted = owner.lower()
+        found = self.drafts.get(wanted) or self.by_fqdn.get(wanted)
+        if found is None and "." in wanted:
+            found = self.drafts.get(wanted.partition(".")[0])
+            if found and isinstance(found.facts.fqdn, str):
+                return None
+        return found
+
+    def add(self, piece: Piece) -> None:
+        if piece.kind in OF_THE_ORGANIZATION:
+            self.shelves.setdefault(piece.kind, _Shelf()).add(piece, self.notes)
+            return
+        if piece.kind is Kind.BARE_CERTIFICATE:
+            self.add_bare(piece)
+            return
+        draft = self.find(piece.owner) if piece.owner else self.default or self.by_computer(piece)
+        if draft is None:
+            cure = f"it does not say whose it is: org import --server NAME {piece.file}"
+            self.leave(piece, NO_SUCH_SERVER if piece.owner else cure)
+        elif isinstance(piece.facts, Server):
+            draft.add(piece, self.notes)
+        else:
+            draft.shelves.setdefault(piece.kind, _Shelf()).add(piece, self.notes)
+
+    def by_computer(self, piece: Piece) -> _Draft | None:
+        """The only server in the sources, when the cmdlet that printed the certificate ran there."""
+        if piece.kind is not Kind.CERTIFICATE or piece.computer is None or len(self.drafts) != 1:
+            return None
+        draft = self.find(piece.computer)
+        if draft is not None:
+            note = f"the certificates do not say whose they are; the cmdlet ran on {piece.computer}, so they are its own"
+            if note not in self.notes[piece.file]:
+                self.notes[piece.file].append(note)
+        return draft
+
+    def add_bare(self, piece: Piece) -> None:
+        """A certificate alone in a file: the value of ``msExchServerInternalTLSCert`` of a server that it fits."""
+        certificate: Certificate = piece.facts
+        drafts = [self.default] if self.default else self.of_certificate(certificate)
+        if not drafts:
+            because = "no server in the sources has it as its internal transport certificate, and it does not say whose it is"
+            return self.leave(piece, f"{because}: org import --server NAME {piece.file}")
+        value = InternalTlsCert(der=certificate.der) if certificate.der else InternalTlsCert(thumbprint=str(certificate.thumbprint))
+        for draft in drafts:
+            facts = Server(name=draft.facts.name, internal_tls_cert=value)
+            draft.add(msgspec.structs.replace(piece, facts=facts, identity=draft.facts.name), self.notes)
+        return None
+
+    def of_certificate(self, certificate: Certificate) -> list[_Draft]:
+        if self.by_thumbprint is None:
+            self.by_thumbprint = {}
+            for draft in self.drafts.values():
+                shown = draft.facts.internal_transport_certificate_thumbprint
+                if isinstance(shown, str) and shown:
+                    self.by_thumbprint.setdefault(shown, []).append(draft)
+        if drafts := self.by_thumbprint.get(str(certificate.thumbprint)):
+            return drafts
+        only = next(iter(self.drafts.values())) if len(self.drafts) == 1 else None
+        if only and any(certificate.named(name) is True for name in (only.facts.name, only.facts.fqdn) if isinstance(name, str)):
+            return [only]
+        return []
+
+    def leave(self, piece: Piece, because: str) -> None:
+        facts = piece.facts
+        plain = certificate_builtins(facts) if isinstance(facts, Certificate) else msgspec.to_builtins(facts)
+        item = Unplaced(
+            file=piece.file, type=piece.kind.value, identity=piece.identity, because=because, object=plain
+        )
+        same = (other for other in self.unplaced if other.type == item.type and other.identity == item.identity)
+        if all(other.object != item.object for other in same):
+            self.unplaced.append(item)
+
+    def result(self) -> Placed:
+        lists: dict[str, Any] = {OF_THE_ORGANIZATION[kind]: tuple(shelf) for kind, shelf in self.shelves.items()}
+        if "send_connectors" in lists:
+            implicit = SendConnector(identity=INTRA_ORGANIZATION, implicit=True)  # no cmdlet lists it [FACT D 6.2]
+            lists["send_connectors"] = _with_implicit(lists["send_connectors"], implicit)
+        organization = Organization(
+            schema="anontls/org/1",
+            name=self.names[0] if self.names else None,
+            servers=tuple(self.drafts[name].server() for name in sorted(self.drafts)),
+            unplaced=tuple(self.unplaced),
+            **lists,
+        )
+        return Placed(organization=organization, notes=self.notes)

@@ -1,0 +1,153 @@
+"""A decision in words: the headline, and for each step the question, the reason, the cmdlet and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from anontls.events import Event
+from anontls.facts import Certificate, Phase, Queue, Scenario, is_unknown
+from anontls.report.language import Language, say, show, texts
+from anontls.selection import Decision, Outcome, Question, Result, Step, questions
+
+
+def quoted(name: str) -> str:
+    """``name`` as a PowerShell argument."""
+    plain = name and all(c.isalnum() or c in "-_.\\" for c in name)
+    return name if plain else "'" + name.replace("'", "''") + "'"
+
+
+class Explanation:
+    """The wording of one decision in one language."""
+
+    def __init__(self, decision: Decision, language: Language = "en") -> None:
+        self.decision = decision
+        self.language = language
+        facts = decision.facts
+        self.connector = connector_name(decision)
+        # What any sentence or cmdlet may name: server and connector as the cmdlets take them.
+        self._names: dict[str, object] = {
+            "server": quoted(facts.server.name),
+            "connector": quoted(self.connector) if self.connector else "<connector>",
+            "thumbprint": "<thumbprint>",
+        }
+        self._questions = {question.step: question for question in questions(facts)}
+
+    def _say(self, key: str, values: Mapping[str, object]) -> str:
+        return say(self.language, key, {**self._names, **values})
+
+    def question(self, step: Step | Question) -> str:
+        """What was asked."""
+        return texts(self.language)["question." + self._questions[step.step].key]
+
+    def because(self, step: Step) -> str:
+        """Why it ended as it did, with the observed value."""
+        return self._say("because." + step.because, step.values)
+
+    def check(self, step: Step) -> str:
+        """The cmdlet that shows the value."""
+        names = {**self._names, **step.values}
+        if step.values.get("thumbprint") is None and self.decision.certificate is not None:
+            names["thumbprint"] = self.decision.certificate.thumbprint
+        return self._questions[step.step].check.format_map({k: show(self.language, v) for k, v in names.items()})
+
+    def remedy(self, step: Step) -> str | None:
+        """What to do when the step did not pass."""
+        if step.outcome is Outcome.PASSED:
+            return None
+        return self._say("remedy." + step.because, {**step.values, "check": self.check(step)})
+
+    def event(self, event: Event) -> str:
+        """The event's text."""
+        connector = self.connector or ""
+        values = {"server": self.decision.facts.server.name, "connector": connector, **event.values}
+        template = event.type.text if self.language == "en" else texts(self.language)[f"event.{event.id}.text"]
+        return template.format_map({k: show(self.language, v) for k, v in values.items()})
+
+    @property
+    def headline(self) -> str:
+        """The answer in one sentence."""
+        decision = self.decision
+        facts = decision.facts
+        startup = facts.phase is Phase.STARTUP
+        outbound = facts.scenario is Scenario.OUTBOUND_ANONYMOUS
+        kind = "startup" if startup else "outbound" if outbound else "inbound"
+        values: dict[str, object] = {
+            "server": facts.server.name,
+            "verb": "STARTTLS" if facts.scenario is Scenario.INBOUND_STARTTLS else "X-ANONYMOUSTLS",
+            "for_whom": self._for_whom(),
+            "certificate": self._certificate(),
+            "step": decision.last.step,
+            **decision.last.values,
+        }
+        if decision.result is Result.UNKNOWN:
+            return self._headline("unknown", values)
+        if decision.last.because == "1.b.mailbox":
+            return self._headline("outbound.mailbox", values)
+        return self._headline(f"{kind}.{decision.result.value}", values)
+
+    def _headline(self, key: str, values: Mapping[str, object]) -> str:
+        # not say(): an empty "for whom" stays empty
+        shown = {k: v if isinstance(v, str) else show(self.language, v) for k, v in values.items()}
+        return texts(self.language)["headline." + key].format_map(shown)
+
+    def _for_whom(self) -> str:
+        facts = self.decision.facts
+        if facts.phase is Phase.STARTUP:
+            return ""
+        if facts.queue is not None and facts.scenario is Scenario.OUTBOUND_ANONYMOUS and facts.send_connector is None:
+            return self._headline("for-queue", {"queue": self.queue(facts.queue)})
+        return self._headline("for-connector", {"connector": self.connector}) if self.connector else ""
+
+    def queue(self, queue: Queue) -> str:
+        """How a queue is called."""
+        if queue.hypothetical:
+            return self._headline("hypothetical", {"delivery_type": queue.delivery_type})
+        return queue_name(queue)
+
+    def _certificate(self) -> str:
+        if self.decision.ephemeral:
+            return texts(self.language)["headline.ephemeral"]
+        return "" if self.decision.certificate is None else self.certificate(self.decision.certificate)
+
+    def certificate(self, certificate: Certificate) -> str:
+        """A certificate in a sentence."""
+        expired = (
+            not is_unknown(certificate.not_after)
+            and (certificate.not_after or self.decision.as_of) < self.decision.as_of
+        )
+        until = certificate.not_after
+        return self._headline(
+            "certificate-expired" if expired else "certificate",
+            {
+                "thumbprint": certificate.thumbprint,
+                "subject": certificate.subject,
+                "not_after": until if is_unknown(until) or until is None else f"{until:%Y-%m-%d}",
+            },
+        )
+
+
+def connector_name(decision: Decision) -> str | None:
+    """The connector that the decision is about."""
+    facts = decision.facts
+    if facts.phase is Phase.STARTUP:
+        return None
+    if facts.scenario is not Scenario.OUTBOUND_ANONYMOUS:
+        return facts.receive_connector.identity if facts.receive_connector else None
+    if facts.server.role == "Mailbox":
+        return None
+    return facts.send_connector.identity if facts.send_connector else None
+
+
+def queue_name(queue: Queue) -> str:
+    """The name of a queue: its identity, else where it leads, else what kind it is."""
+    for name in (queue.identity, queue.next_hop_domain, queue.delivery_type):
+        if isinstance(name, str) and name:
+            return name
+    return "?"
+
+
+def decision_queue(decision: Decision) -> Queue | None:
+    """The queue that the decision is about: only a Mailbox server that sends asks about one."""
+    facts = decision.facts
+    outbound = facts.scenario is Scenario.OUTBOUND_ANONYMOUS and facts.phase is Phase.SESSION
+    return facts.queue if outbound and facts.server.role == "Mailbox" else None
