@@ -23,7 +23,9 @@ STATUSES = {"done", "partial", "not", "observed"}
 CITATION = re.compile(r"\[([A-Z][A-Z0-9]+(?:-[A-Z0-9]+)*)(?: ([^\]\n]*))?\]")
 SOURCE_KEY = re.compile(r"RFC\d+|(?:ARTICLE|MS|PS)-.+|FACT")
 SECTION = re.compile(r"(?:\d+|[A-Z])(?:\.[0-9a-z]+)*|[a-z]+")
-GRADED_SECTION = re.compile(r"[DOCBIR](?:/[DOCBIR])* \d+(?:\.\d+)*")
+GRADED_SECTION = re.compile(r"([DOCBIR](?:/[DOCBIR])*) (\d+(?:\.\d+)*)")
+FACT_HEADING = re.compile(r"^#{2,4} (\d+(?:\.\d+)*) ", re.MULTILINE)
+FACT_GRADE = re.compile(r"\*\*([DOCBIR](?:/[DOCBIR])*)\*\*")
 
 
 def prose(source: str) -> Iterator[str]:
@@ -110,6 +112,53 @@ def test_good_citations_pass(source: str) -> None:
 )
 def test_bad_citations_are_found(source: str, status_by_key: dict[str, str], fault: str) -> None:
     assert fault in "\n".join(citation_faults(citations(source), status_by_key))
+
+
+def fact_sections(document: str) -> dict[str, set[str]]:
+    """Each numbered section of the facts, with the grades (in bold) that its own text gives."""
+    _, *parts = FACT_HEADING.split(document)
+    return {
+        number: {grade for match in FACT_GRADE.finditer(text) for grade in match[1].split("/")}
+        for number, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def fact_faults(cited: set[tuple[str, str]], grades_by_section: Mapping[str, set[str]]) -> list[str]:
+    """Citations of facts that do not resolve; how one is written is the work of ``citation_faults``."""
+    faults = []
+    for key, section in sorted(cited):
+        if key != "FACT" or not (match := GRADED_SECTION.fullmatch(section)):
+            continue
+        grades, number = match.groups()
+        if number not in grades_by_section:
+            faults.append(f"[{key} {section}]: no section {number}")
+        elif absent := set(grades.split("/")) - grades_by_section[number]:
+            faults.append(f"[{key} {section}]: section {number} has no fact of grade {', '.join(sorted(absent))}")
+    return faults
+
+
+def test_cited_facts_are_in_the_document() -> None:
+    headings = FACT_HEADING.findall(document := (ROOT / "docs" / "facts.md").read_text(encoding="utf-8"))
+    assert len(headings) == len(set(headings))
+    cited = set().union(*(citations(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")))
+    assert fact_faults(cited, fact_sections(document)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("# [FACT D 1.2] and [FACT O/C 2], [RFC5280 9.9]", ""),
+        ("# [FACT D 1.20]", "no section 1.20"),
+        ("# [FACT D 3]", "no section 3"),
+        ("# [FACT I 1.2]", "no fact of grade I"),
+        ("# [FACT D/O 1.2]", "no fact of grade O"),
+        ("# [FACT D 1]", "no fact of grade D"),
+    ],
+)
+def test_facts_that_do_not_resolve_are_found(source: str, fault: str) -> None:
+    document = "# Facts\n\n## 1 A\n\n### 1.2 B\n\nSo `<I>`. **D** (article 3)\n\n## 2 C\n\n| x | **C/O** |\n"
+    faults = fact_faults(citations(source), fact_sections(document))
+    assert fault in "\n".join(faults) if fault else faults == []
 
 
 # --- what is decided touches nothing ----------------------------------------------------------------------------------

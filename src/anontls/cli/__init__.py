@@ -7,7 +7,6 @@ Exit status: 0 done, decided (whatever the answer); 1 ``--expect`` not met, or f
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from enum import IntEnum
 from typing import ClassVar
@@ -86,10 +85,10 @@ def run(arguments: list[str]) -> int:
         if e.hint:
             click.echo(f"\nhint: {e.hint}", err=True)
         return Exit.UNKNOWN if isinstance(e, Unreachable) else Exit.USAGE
-    except BrokenPipeError:
-        # The reader has seen enough; keep the interpreter from complaining about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.DONE
+    except SystemExit as e:
+        # click leaves so when a shell asks for completion (0), and with 1 when the reader of a pipe has seen enough,
+        # which is no failure.
+        return Exit.DONE if e.code in (None, 0, 1) else int(e.code or 0)
     except Exception:  # noqa: BLE001 the last resort: our own fault
         import traceback
 

@@ -10,7 +10,7 @@ from anontls.cli import options
 from anontls.errors import UsageError
 from anontls.events import CATALOGUE, EventType
 from anontls.report.json import encode
-from anontls.report.language import Language, texts
+from anontls.report.language import Language, event_text, texts
 
 
 @click.group("events")
@@ -27,7 +27,7 @@ def list_events(language: Language, as_json: bool) -> None:
         if as_json:
             click.echo(encode(document(kind, language)))
         else:
-            click.echo(f"{kind.id:<6} {kind.level:<12} {_text(kind, language, 'when')}")
+            click.echo(f"{kind.id:<6} {kind.level:<12} {event_text(language, kind.id, 'when')}")
 
 
 @command.command("show")
@@ -46,11 +46,11 @@ def show_event(event_id: int, language: Language, as_json: bool) -> None:
     lines = [
         click.style(f"{kind.id} {kind.name or '(' + (kind.name_note or '') + ')'}", bold=True),
         f"{words['event.level']}: {kind.level}"
-        + (f" ({_text(kind, language, 'level_note')})" if kind.level_note else ""),
+        + (f" ({event_text(language, kind.id, 'level_note')})" if kind.level_note else ""),
         f"{words['event.source']}: {', '.join(kind.sources)}    {words['event.category']}: {kind.category}",
-        f"{words['event.text']}: {_text(kind, language, 'text')}",
-        f"{words['event.when']}: {_text(kind, language, 'when')}",
-        f"{words['word.remedy']}: {_text(kind, language, 'remedy')}",
+        f"{words['event.text']}: {event_text(language, kind.id, 'text')}",
+        f"{words['event.when']}: {event_text(language, kind.id, 'when')}",
+        f"{words['word.remedy']}: {event_text(language, kind.id, 'remedy')}",
     ]
     click.echo("\n".join(lines))
 
@@ -62,17 +62,11 @@ def document(kind: EventType, language: Language) -> dict[str, Any]:
         "id": kind.id,
         "name": kind.name,
         "level": kind.level,
-        "level_note": kind.level_note,
+        "level_note": event_text(language, kind.id, "level_note") if kind.level_note else None,
         "category": kind.category,
         "sources": list(kind.sources),
-        "text": _text(kind, language, "text"),
-        "when": _text(kind, language, "when"),
-        "remedy": _text(kind, language, "remedy"),
+        "text": event_text(language, kind.id, "text"),
+        "when": event_text(language, kind.id, "when"),
+        "remedy": event_text(language, kind.id, "remedy"),
         "fields": sorted(kind.fields),
     }
-
-
-def _text(kind: EventType, language: Language, part: str) -> str:
-    if language == "en":
-        return str(getattr(kind, part))
-    return texts(language)[f"event.{kind.id}.{part}"]

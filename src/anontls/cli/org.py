@@ -1,0 +1,263 @@
+"""``anontls org``: from exports to one snapshot; what it holds, and what is still missing."""
+
+from __future__ import annotations
+
+import sys
+import zoneinfo
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import click
+
+from anontls.cli import Exit, options
+from anontls.directory import open_organization, snapshot
+from anontls.directory.completeness import Missing, missing
+from anontls.directory.exchange_export import read_export
+from anontls.errors import UsageError
+from anontls.facts import Certificate, Organization, Server, is_unknown
+from anontls.report import json
+from anontls.report.language import Language, say, show, texts
+
+
+@click.group("org")
+def command() -> None:
+    """Read exports into one snapshot; show it; say what is missing."""
+
+
+@command.command("import")
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the snapshot here; standard output when not given.",
+)
+@click.option("--server", metavar="NAME", help="Objects that do not say whose they are belong to this server.")
+@click.option("--time-zone", metavar="ZONE", help="Zone of times that were printed without one, such as Europe/Berlin.")
+def import_(sources: tuple[Path, ...], output: Path | None, server: str | None, time_zone: str | None) -> int:
+    r"""Read SOURCEs (files of any name, folders, .zip archives, snapshots) into one snapshot.
+
+    \b
+    anontls org import exports/ -o org.json
+    anontls org import org.json Get-Queue.txt --server MBX1 -o org.json
+    """
+    zone = None
+    if time_zone is not None:
+        try:
+            zone = zoneinfo.ZoneInfo(time_zone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            raise UsageError(
+                f"--time-zone {time_zone}: no such zone", hint="for example Europe/Berlin or UTC"
+            ) from None
+    organization = read_export(sources, server=server, zone=zone, progress=_progress if sys.stderr.isatty() else None)
+    data = snapshot.dump(organization)
+    if output is None:
+        click.echo(data.decode())
+    else:
+        try:
+            output.write_bytes(data)
+        except OSError as e:
+            raise UsageError(f"{output}: {e.strerror}") from None
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", nl=False, err=True)
+    click.echo(_imported(organization), err=True)
+    return Exit.DONE
+
+
+def _progress(message: str) -> None:
+    click.echo(f"\r\x1b[K{message[:100]}", nl=False, err=True)
+
+
+def _imported(organization: Organization) -> str:
+    lines = [_contents(organization)]
+    for source in organization.sources:
+        computers = f", collected on {', '.join(source.computers)}" if source.computers else ""
+        note = f" ({source.note})" if source.note else ""
+        lines.append(f"  {source.file}: {source.objects} objects{computers}{note}")
+    computers = {computer.lower() for source in organization.sources for computer in source.computers}
+    if len(computers) > 1:
+        lines.append(
+            click.style(f"mixed origins: the files were collected on {', '.join(sorted(computers))}", fg="yellow")
+        )
+    if organization.unplaced:
+        lines.append(click.style(f"unplaced: {len(organization.unplaced)} objects", fg="yellow"))
+        lines += [f"  {u.type} {u.identity} ({u.file}): {u.because}" for u in organization.unplaced]
+    return "\n".join(lines)
+
+
+def _contents(organization: Organization) -> str:
+    return (
+        f"{len(organization.servers)} servers, {sum(_count(s.receive_connectors) for s in organization.servers)} Receive connectors,"
+        f" {_count(organization.send_connectors)} Send connectors, {sum(_count(s.queues) for s in organization.servers)} queues,"
+        f" {sum(_count(s.certificates) for s in organization.servers)} certificates"
+    )
+
+
+def _count(value: object) -> int:
+    return len(value) if isinstance(value, tuple) else 0
+
+
+@command.command("show")
+@click.argument("org", metavar="ORG")
+@click.option("--server", metavar="NAME", help="Only this server.")
+@click.option("--expiry", is_flag=True, help="The certificates only, the first to expire first.")
+@options.as_of
+@options.language
+@options.as_json
+def show_(org: str, server: str | None, expiry: bool, as_of: datetime | None, language: Language, as_json: bool) -> int:
+    """What ORG holds, with what is not known."""
+    organization = open_organization(org)
+    now = as_of or options.now()
+    servers = organization.servers
+    if server is not None:
+        found = organization.server(server)
+        if found is None:
+            raise UsageError(f"no server {server}", hint="known: " + ", ".join(s.name for s in servers))
+        servers = (found,)
+    if expiry:
+        _show_expiry(servers, now, language, as_json=as_json)
+    elif as_json:
+        click.echo(json.encode(snapshot.builtins(organization)))
+    else:
+        click.echo("\n".join(_described(organization, servers, now, language)))
+    return Exit.DONE
+
+
+def _show_expiry(servers: Sequence[Server], now: datetime, language: Language, *, as_json: bool) -> None:
+    rows = [(server, c) for server in servers if not is_unknown(server.certificates) for c in server.certificates]
+    rows.sort(key=lambda row: (not isinstance(row[1].not_after, datetime), -row[1].sort_key[1], row[0].name))
+    for server, certificate in rows:
+        days = (
+            (certificate.not_after - now) // timedelta(days=1) if isinstance(certificate.not_after, datetime) else None
+        )
+        if as_json:
+            document = {"schema": "anontls/expiry/1", "server": server.name, "days_left": days}
+            click.echo(
+                json.encode({**document, **(json.certificate(certificate) or {}), "uses": _uses(server, certificate)})
+            )
+            continue
+        colour = None if days is None else "red" if days < 0 else "yellow" if days < 60 else "green"
+        left = show(language, certificate.not_after) if days is None else f"{days:>6} days"
+        uses = ", ".join(_uses(server, certificate))
+        click.echo(f"{click.style(left, fg=colour)}  {_line(certificate, language)}  {server.name}  {uses}".rstrip())
+
+
+def _uses(server: Server, certificate: Certificate) -> list[str]:
+    flags = certificate.service_flags
+    uses = [] if is_unknown(flags) else sorted(name.upper() for name in flags.names)
+    if certificate.thumbprint in (server.internal_transport_certificate_thumbprint, server.internal_tls_cert.names):
+        uses.insert(0, "internal transport certificate")
+    return uses
+
+
+def _line(certificate: Certificate, language: Language) -> str:
+    until = certificate.not_after
+    day = f"{until:%Y-%m-%d}" if isinstance(until, datetime) else show(language, until)
+    return f"{show(language, certificate.thumbprint)}  {show(language, certificate.subject)}  {day}"
+
+
+def _described(
+    organization: Organization, servers: Sequence[Server], now: datetime, language: Language
+) -> Iterator[str]:
+    yield click.style(organization.name or "", bold=True) + _contents(organization)
+    for server in servers:
+        yield ""
+        yield (
+            click.style(server.name, bold=True)
+            + "  "
+            + ", ".join(
+                show(language, value)
+                for value in (server.fqdn, server.server_role, server.admin_display_version, server.site)
+            )
+        )
+        attribute = server.internal_tls_cert
+        value = (
+            attribute.names
+            or attribute.error
+            or ("null" if not attribute.unknown else texts(language)["word.no-source"])
+        )
+        yield f"  InternalTransportCertificateThumbprint  {show(language, server.internal_transport_certificate_thumbprint)}"
+        yield f"  msExchServerInternalTLSCert             {value}"
+        yield from _listed(
+            "certificates",
+            server.certificates,
+            lambda c: f"{_line(c, language)}  {c.key}  {', '.join(_uses(server, c))}",
+            language,
+        )
+        yield from _listed(
+            "Receive connectors",
+            server.receive_connectors,
+            lambda c: (
+                f"{c.identity}  {show(language, c.bindings)}  {show(language, c.auth_mechanism)}"
+                + ("  (implicit)" if c.implicit else "")
+            ),
+            language,
+        )
+        yield from _listed(
+            "queues",
+            server.queues,
+            lambda q: f"{q.identity}  {show(language, q.delivery_type)}  {show(language, q.next_hop_domain)}",
+            language,
+        )
+    yield ""
+    yield from _listed(
+        "Send connectors",
+        organization.send_connectors,
+        lambda c: (
+            f"{c.identity}  {show(language, c.address_spaces)}  {show(language, c.smart_host_auth_mechanism)}"
+            + ("  (implicit)" if c.implicit else "")
+        ),
+        language,
+    )
+    if organization.unplaced:
+        yield from _listed(
+            "unplaced", organization.unplaced, lambda u: f"{u.type} {u.identity} ({u.file}): {u.because}", language
+        )
+
+
+def _listed(title: str, values: object, line: object, language: Language) -> Iterator[str]:
+    if not isinstance(values, tuple):
+        yield f"  {title}: {show(language, values)}"
+        return
+    yield f"  {title}"
+    assert callable(line)
+    yield from (f"    {line(value)}".rstrip() for value in values)
+
+
+@command.command("check")
+@click.argument("org", metavar="ORG")
+@options.language
+@options.as_json
+def check(org: str, language: Language, as_json: bool) -> int:
+    """Which cmdlet is still missing for which question.  Exit 1 when there is one."""
+    organization = open_organization(org)
+    found = missing(organization)
+    for item in found:
+        text = say(language, item.key, item.values)
+        if as_json:
+            document = {
+                "schema": "anontls/missing/1",
+                "server": item.server,
+                "finding": item.key,
+                "text": text,
+                "cmdlet": item.cmdlet,
+            }
+            click.echo(json.encode(document))
+        else:
+            click.echo(_finding(item, text))
+    if not found and not as_json:
+        click.echo(texts(language)["check.complete"])
+    return Exit.NOT_MET if found else Exit.DONE
+
+
+def _finding(item: Missing, text: str) -> str:
+    head = click.style(f"{item.server}: ", bold=True) if item.server else ""
+    return f"{head}{text}" + (f"\n    {item.cmdlet}" if item.cmdlet else "")
+
+
+@command.command("schema")
+def schema() -> None:
+    """The JSON Schema of the snapshot (anontls/org/1)."""
+    click.echo(json.encode(snapshot.json_schema()))

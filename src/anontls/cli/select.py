@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from anontls.cli import Exit, options
-from anontls.directory import facts_file
+from anontls.directory import facts_file, open_organization
 from anontls.directory.facts_file import FaultyCase
 from anontls.errors import Unreachable, UsageError
 from anontls.facts import (

@@ -11,6 +11,7 @@ import msgspec
 
 from anontls.directory.exchange_export import cmdlets
 from anontls.directory.exchange_export.cmdlets import ATTRIBUTE, Properties
+from anontls.directory.exchange_export.sources import decode, encoding_of
 from anontls.errors import AnontlsError, MalformedInput, UsageError
 from anontls.facts import (
     Phase,
@@ -66,13 +67,15 @@ def read_facts(text: bytes, name: str, *, default_as_of: datetime) -> Iterator[S
     Raises:
         MalformedInput, UsageError: the file is one document, and that is faulty.
     """
-    text = text.removeprefix(b"\xef\xbb\xbf")
+    encoding, start = encoding_of(text)
+    # Line by line below: a byte that is none of UTF-8 spoils its line only.
+    text = text[start:] if encoding == "UTF-8" else decode(text, name).encode()
     suffix = name.lower().rpartition(".")[2]
     document: Any = None
     if suffix != "jsonl":
         try:
             document = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as e:
             if suffix == "json" or not _is_json_lines(text):
                 raise MalformedInput(name, f"not JSON: {e}") from None
             suffix = "jsonl"
@@ -97,7 +100,7 @@ def _is_json_lines(text: bytes) -> bool:
 def _decode(text: bytes, where: str) -> Any:
     try:
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as e:
         raise MalformedInput(where, f"not JSON: {e}") from None
 
 

@@ -34,11 +34,13 @@ def load(source: Path | bytes, name: str) -> Organization:
     if size > MAX_BYTES:
         raise MalformedInput(name, f"{size:,} bytes are more than the {MAX_BYTES:,} that a snapshot may have")
     try:
+        if text.startswith((b"\xff\xfe", b"\xfe\xff")):  # Windows PowerShell redirects to UTF-16
+            text = text.decode("utf-16").encode()
         organization = _DECODER.decode(text.removeprefix(b"\xef\xbb\xbf"))
     except msgspec.ValidationError as e:
         place = _PLACE.fullmatch(str(e))
         raise MalformedInput(f"{name}: {place['path'] if place else '$'}", place["what"] if place else str(e)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as e:
         raise MalformedInput(name, f"not JSON: {e}") from None
     seen: dict[str, int] = {}
     for at, server in enumerate(organization.servers):
@@ -52,11 +54,16 @@ def load(source: Path | bytes, name: str) -> Organization:
 
 def dump(organization: Organization) -> bytes:
     """``organization`` as a snapshot; the same organisation gives the same bytes."""
-    document = msgspec.to_builtins(organization)
+    return msgspec.json.format(msgspec.json.encode(builtins(organization)), indent=2) + b"\n"
+
+
+def builtins(organization: Organization) -> dict[str, Any]:
+    """What a snapshot holds, in plain values."""
+    document: dict[str, Any] = msgspec.to_builtins(organization)
     for server, written in zip(organization.servers, document.get("servers", ()), strict=True):
         if "certificates" in written and isinstance(server.certificates, tuple):
             written["certificates"] = [certificate_builtins(certificate) for certificate in server.certificates]
-    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    return document
 
 
 def certificate_builtins(certificate: Certificate) -> dict[str, Any]:
@@ -64,7 +71,7 @@ def certificate_builtins(certificate: Certificate) -> dict[str, Any]:
     written: dict[str, Any] = msgspec.to_builtins(certificate)
     if certificate.der is None:
         return written
-    kept = {key: written[key] for key in NOT_IN_THE_BYTES if key in written}
+    kept: dict[str, Any] = {key: written[key] for key in NOT_IN_THE_BYTES if key in written}
     if certificate.is_self_signed != Certificate(der=certificate.der).is_self_signed:
         kept["IsSelfSigned"] = written["IsSelfSigned"]
     return kept
@@ -73,4 +80,5 @@ def certificate_builtins(certificate: Certificate) -> dict[str, Any]:
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the snapshot; objects may hold any further property."""
     schema = msgspec.json.schema(Organization)
+    schema["$defs"]["InternalTlsCert"] |= {"minProperties": 1, "maxProperties": 1}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA, **schema}

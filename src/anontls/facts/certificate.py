@@ -108,7 +108,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 
     @property
     def sort_key(self) -> tuple[float, float, str]:
-        """Newest ``NotBefore`` first; then the later ``NotAfter``, then the smaller thumbprint [FACT I 1.4]."""
+        """Newest ``NotBefore`` first; then the later ``NotAfter``, then the smaller thumbprint [FACT I 1.7]."""
         return (-_seconds(self.not_before), -_seconds(self.not_after), str(self.thumbprint))
 
     @cached_property
@@ -184,7 +184,7 @@ def _read_der(der: bytes, self_signed: Flag) -> dict[str, Any]:
 
 
 def _domains(certificate: x509.Certificate, subject: x509.Name) -> tuple[str, ...] | Unknown:
-    # CertificateDomains lists the Subject CN and the DNS names [FACT D 7.2]
+    # CertificateDomains lists the Subject CN and the DNS names [FACT I 7.2]
     names = [str(a.value) for a in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     try:
         names += certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(

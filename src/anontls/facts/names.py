@@ -55,7 +55,7 @@ def common_names(subject: str) -> tuple[str, ...]:
 
 
 def same_name(one: str, other: str) -> bool:
-    """Names compare without case [FACT I 1.4]."""
+    """Names compare without case [FACT I 1.7]."""
     return one.lower() == other.lower()
 
 
@@ -63,7 +63,7 @@ def covers(pattern: str, name: str) -> bool:
     """Whether the certificate name ``pattern`` stands for the DNS name ``name``.
 
     A wildcard stands for exactly one leftmost label, as in [RFC6125 6.4.3]; that Exchange does the same is our
-    reading [FACT I 9].
+    reading [FACT I 1.7].
     """
     pattern, name = pattern.lower(), name.lower()
     if pattern == name:

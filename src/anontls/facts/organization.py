@@ -121,7 +121,7 @@ class Queue(_Object, frozen=True, kw_only=True, omit_defaults=True):
     next_hop_connector: Text = _property("NextHopConnector")
     hypothetical: bool = False
 
-    @property
+    @cached_property
     def delivery(self) -> DeliveryType | str | Unknown:
         """``DeliveryType``; as text when it is none of the documented values."""
         value = self.delivery_type

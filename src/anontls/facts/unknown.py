@@ -27,5 +27,5 @@ def is_unknown(value: Any) -> TypeIs[Unknown]:
 
 
 def is_null(value: object) -> bool:
-    """Whether ``value`` is known to be unset; empty strings count as null [FACT I 1.2]."""
+    """Whether ``value`` is known to be unset; empty strings count as null [FACT I 1.7]."""
     return value is None or value == ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from anontls.events import Event
 from anontls.facts import Certificate, Phase, Queue, Scenario, is_unknown
-from anontls.report.language import Language, say, show, texts
+from anontls.report.language import Language, event_text, say, show, texts
 from anontls.selection import Decision, Outcome, Question, Result, Step, questions
 
 
@@ -41,13 +41,21 @@ class Explanation:
 
     def because(self, step: Step) -> str:
         """Why it ended as it did, with the observed value."""
-        return self._say("because." + step.because, step.values)
+        return self._say("because." + step.because, self._values(step))
+
+    def _values(self, step: Step) -> dict[str, object]:
+        """The values, a fact that is no property under the name that readers know."""
+        fact = step.values.get("fact")
+        name = texts(self.language).get(f"fact.{fact}")
+        return dict(step.values) if name is None else {**step.values, "fact": name}
 
     def check(self, step: Step) -> str:
         """The cmdlet that shows the value."""
-        names = {**self._names, **step.values}
-        if step.values.get("thumbprint") is None and self.decision.certificate is not None:
-            names["thumbprint"] = self.decision.certificate.thumbprint
+        names = dict(self._names)
+        for earlier in self.decision.steps:  # a step may check what an earlier one has found
+            names |= earlier.values
+            if earlier is step:
+                break
         return self._questions[step.step].check.format_map({k: show(self.language, v) for k, v in names.items()})
 
     def remedy(self, step: Step) -> str | None:
@@ -60,8 +68,9 @@ class Explanation:
         """The event's text."""
         connector = self.connector or ""
         values = {"server": self.decision.facts.server.name, "connector": connector, **event.values}
-        template = event.type.text if self.language == "en" else texts(self.language)[f"event.{event.id}.text"]
-        return template.format_map({k: show(self.language, v) for k, v in values.items()})
+        return event_text(self.language, event.id, "text").format_map(
+            {k: show(self.language, v) for k, v in values.items()}
+        )
 
     @property
     def headline(self) -> str:
@@ -77,7 +86,7 @@ class Explanation:
             "for_whom": self._for_whom(),
             "certificate": self._certificate(),
             "step": decision.last.step,
-            **decision.last.values,
+            **self._values(decision.last),
         }
         if decision.result is Result.UNKNOWN:
             return self._headline("unknown", values)

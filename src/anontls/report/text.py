@@ -12,6 +12,7 @@ from anontls.report.explain import Explanation, connector_name, decision_queue
 from anontls.report.language import Language, say, show, texts
 from anontls.selection import Decision, Difference, Outcome, Result, Step
 
+MOST_CHECKS = 30  # a list that is meant to be worked through, not scrolled through
 OUTCOME_COLOUR = {Outcome.PASSED: "green", Outcome.NOTED: "yellow", Outcome.STOPPED: "red", Outcome.UNKNOWN: "magenta"}
 RESULT_COLOUR = {Result.CERTIFICATE: "green", Result.VERB_ONLY: "green", Result.NONE: "red", Result.UNKNOWN: "magenta"}
 
@@ -47,14 +48,13 @@ def _step(step: Step, explanation: Explanation, width: int, details: bool) -> It
     yield f"{step.step:<5}{outcome}  {explanation.question(step)}" + click.style(event, bold=True)
     yield from _wrapped(explanation.because(step), margin, width)
     if details:
-        yield from _wrapped(f"{words['word.check']}: {explanation.check(step)}", margin, width)
+        yield f"{margin}{words['word.check']}: {explanation.check(step)}"
     remedy = explanation.remedy(step)
     if remedy:
-        yield from _wrapped(f"{words['word.remedy']}: {remedy}", margin, width)
+        yield f"{margin}{words['word.remedy']}: {remedy}"  # not wrapped: cmdlets are there to be copied
 
 
 def _wrapped(text: str, margin: str, width: int) -> list[str]:
-    # a cmdlet or a thumbprint must survive copying: never broken inside a word
     return textwrap.wrap(
         text, width, initial_indent=margin, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
     )
@@ -82,9 +82,15 @@ def _row(decision: Decision, language: Language) -> list[str]:
     queue = decision_queue(decision)
     startup = decision.facts.phase is Phase.STARTUP
     scenario = words["scenario.startup" if startup else f"scenario.{decision.facts.scenario.value}"]
-    what = Explanation(decision, language).queue(queue) if queue else connector_name(decision) or "-"
+    what = connector_name(decision) or "-"
+    if queue is not None:
+        what = Explanation(decision, language).queue(queue)
+        if not queue.hypothetical and not is_unknown(queue.delivery_type):
+            what += f" ({queue.delivery_type})"
     if decision.result is Result.UNKNOWN:
         return [scenario, what, words["word.unknown"], "", "", decision.last.step, ""]
+    if decision.last.because == "1.b.mailbox":
+        return [scenario, what, words["word.none"], words["word.in-practice"], "", decision.last.step, ""]
     certificate = decision.certificate
     until = (
         ""
@@ -119,11 +125,25 @@ def table(decisions: Sequence[Decision], language: Language) -> str:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         cells[2] = click.style(cells[2], fg=colour)
         lines.append(("  " + "  ".join(cells)).rstrip())
-    return "\n".join([*lines[1:], "", _summary(decisions, language)])
+    return "\n".join([*lines[1:], "", _summary(decisions, language), *_to_run(decisions, language)])
 
 
 def _columns(cells: Iterable[str], widths: Sequence[int]) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _to_run(decisions: Sequence[Decision], language: Language) -> Iterator[str]:
+    """The cmdlets that would tell what is not known, each once."""
+    checks: dict[str, set[str]] = {}
+    for decision in decisions:
+        if decision.result is Result.UNKNOWN:
+            checks.setdefault(Explanation(decision, language).check(decision.last), set()).add(decision.last.step)
+    if checks:
+        yield "\n" + texts(language)["word.to-run"]
+    for check, steps in list(checks.items())[:MOST_CHECKS]:
+        yield f"  {', '.join(sorted(steps)):<5} {check}"
+    if len(checks) > MOST_CHECKS:
+        yield "  " + say(language, "word.and-more", {"count": len(checks) - MOST_CHECKS})
 
 
 def _summary(decisions: Sequence[Decision], language: Language) -> str:
@@ -162,6 +182,8 @@ def compared(pairs: Sequence[tuple[Decision, Decision]], language: Language) -> 
 
 def _short(row: Sequence[str]) -> str:
     verb, certificate, until, step, events = row[2:]
+    if until == certificate == "" or verb == certificate:
+        certificate = ""
     parts = [
         verb,
         *([certificate] if certificate else []),

@@ -35,7 +35,8 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     """One question and its answer.
 
     ``because`` is the key of a sentence in ``report/language`` and ``values`` are what the sentence names: a
-    decision is data, its wording comes later and in the reader's language.
+    decision is data, its wording comes later and in the reader's language.  ``rule`` names the rule that the answer
+    hung on; ``ends`` is the result with which it ended the procedure early.
     """
 
     step: str
@@ -43,6 +44,8 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     because: str
     values: Mapping[str, object]
     event: Event | None = None
+    rule: str | None = None
+    ends: Result | None = None
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -57,7 +60,7 @@ class Difference(msgspec.Struct, frozen=True):
     events: tuple[int, ...]
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True):
     """The outcome of one procedure.
 
     ``certificate`` is the server's own certificate that it loads; ``ephemeral`` says that a temporary one, known to

@@ -8,47 +8,37 @@
 from __future__ import annotations
 
 from anontls.facts import ABSENT, AUTH_MECHANISM_BITS, Phase, SessionFacts, is_unknown
-from anontls.selection.decision import Decision
+from anontls.selection.decision import Decision, Step
 from anontls.selection.internal_certificate import LAST_STEPS
-from anontls.selection.procedure import (
-    X_ANONYMOUSTLS,
-    Answer,
-    Question,
-    Questions,
-    Search,
-    decide,
-    not_known,
-    passed,
-    stopped,
-)
+from anontls.selection.procedure import X_ANONYMOUSTLS, Question, Questions, Search, decide
 from anontls.selection.rules import DEFAULT, Rules
 
 
-def exchange_server_authentication(search: Search) -> Answer:
+def exchange_server_authentication(search: Search) -> Step:
     """Step 1."""
     return auth_mechanism_holds(search, "ExchangeServer")
 
 
-def auth_mechanism_holds(search: Search, mechanism: str) -> Answer:
+def auth_mechanism_holds(search: Search, mechanism: str) -> Step:
     """Whether the Receive connector's ``AuthMechanism`` holds ``mechanism``."""
     connector = search.facts.receive_connector
     flags = ABSENT if connector is None else connector.auth_flags
     if is_unknown(flags):
-        return not_known("AuthMechanism", flags)
+        return search.not_known("AuthMechanism", flags)
     holds = flags.holds(mechanism, AUTH_MECHANISM_BITS)
     if is_unknown(holds):
-        return not_known("AuthMechanism", holds)
+        return search.not_known("AuthMechanism", holds)
     values = {"mechanism": mechanism, "value": flags.text}
-    return passed("1.holds", values) if holds else stopped("1.lacks", values)
+    return search.passed("1.holds", values) if holds else search.stopped("1.lacks", values)
 
 
-def not_suppressed(search: Search) -> Answer:
+def not_suppressed(search: Search) -> Step:
     """Step 1.s."""
     connector = search.facts.receive_connector
     suppress = ABSENT if connector is None else connector.suppress_x_anonymous_tls
     if is_unknown(suppress):
-        return not_known("SuppressXAnonymousTls", suppress)
-    return stopped("1.s.true") if suppress else passed("1.s.false")
+        return search.not_known("SuppressXAnonymousTls", suppress)
+    return search.stopped("1.s.true") if suppress else search.passed("1.s.false")
 
 
 QUESTIONS: Questions = (

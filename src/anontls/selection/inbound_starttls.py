@@ -24,75 +24,61 @@ from anontls.facts import (
     is_unknown,
     parse_tls_certificate_name,
 )
-from anontls.selection.decision import Decision, Outcome
+from anontls.selection.decision import Decision, Step
 from anontls.selection.inbound_anonymous import auth_mechanism_holds
-from anontls.selection.procedure import (
-    STARTTLS,
-    Answer,
-    Question,
-    Questions,
-    Search,
-    decide,
-    not_known,
-    noted,
-    passed,
-    stopped,
-)
+from anontls.selection.procedure import STARTTLS, Question, Questions, Search, decide
 from anontls.selection.rules import DEFAULT, Rules
 
-# A chain that is good apart from date and revocation.  [FACT I 1.4]
+# A chain that is good apart from date and revocation.  [FACT I 1.7]
 VALID_PKI = frozenset({"valid", "dateinvalid", "revocationcheckfailure"})
 
 
-def tls_authentication(search: Search) -> Answer:
+def tls_authentication(search: Search) -> Step:
     """Step 1."""
     return auth_mechanism_holds(search, "Tls")
 
 
-def name_to_look_for(search: Search) -> Answer:
+def name_to_look_for(search: Search) -> Step:
     """Step 2, an action."""
     connector, server = search.facts.receive_connector, search.facts.server
     wanted = ABSENT if connector is None else connector.tls_certificate_name
     if is_unknown(wanted):
-        return not_known("TlsCertificateName", wanted)
+        return search.not_known("TlsCertificateName", wanted)
     if isinstance(wanted, str) and wanted:
         try:
             search.name = parse_tls_certificate_name(wanted)
         except ValueError:
             search.name = wanted
-            return passed("2.malformed", {"name": wanted})
-        return passed("2.tls-certificate-name", {"name": wanted})
+            return search.passed("2.malformed", {"name": wanted})
+        return search.passed("2.tls-certificate-name", {"name": wanted})
     fqdn = ABSENT if connector is None else connector.fqdn
     if is_unknown(fqdn):
-        return not_known("Fqdn", fqdn)
+        return search.not_known("Fqdn", fqdn)
     if isinstance(fqdn, str) and fqdn:
         search.name = fqdn
-        return passed("2.connector-fqdn", {"name": fqdn})
+        return search.passed("2.connector-fqdn", {"name": fqdn})
     if is_unknown(server.fqdn):
-        return not_known("Fqdn", server.fqdn)
+        return search.not_known("Fqdn", server.fqdn)
     if is_null(server.fqdn):
-        return not_known("Fqdn", Unknown("the server object holds none"))
+        return search.not_known("Fqdn", Unknown("the server object holds none"))
     search.name = server.fqdn
-    return passed("2.server-fqdn", {"name": server.fqdn})
+    return search.passed("2.server-fqdn", {"name": server.fqdn})
 
 
-def any_match(search: Search) -> Answer:
+def any_match(search: Search) -> Step:
     """Step 3."""
     store, name = search.facts.store, search.name
     if is_unknown(store):
-        return not_known("certificates", store)
-    for certificate in store:
-        match = _matches(certificate, name)
-        if match is True:
-            search.candidates.append(certificate)
-        elif is_unknown(match):
-            search.doubtful.append((certificate, match))
+        return search.not_known("certificates", store)
+    answers = [(certificate, _matches(certificate, name)) for certificate in store]
+    search.candidates = [certificate for certificate, match in answers if match is True]
+    search.doubtful = [(certificate, match) for certificate, match in answers if is_unknown(match)]
     if not search.candidates and search.doubtful:
-        return not_known("Subject, CertificateDomains", search.doubtful[0][1])
+        return search.not_known("Subject, CertificateDomains", search.doubtful[0][1])
     values = _values(search, count=len(store), matches=len(search.candidates))
     if not search.candidates:
-        return stopped("3.none" if _well_formed(name) else "3.malformed", values, event=12014)
-    return passed("3.matches", {**values, "thumbprints": tuple(c.thumbprint for c in search.candidates)})
+        return search.stopped("3.none" if _well_formed(name) else "3.malformed", values, event=12014)
+    return search.passed("3.matches", {**values, "thumbprints": tuple(c.thumbprint for c in search.candidates)})
 
 
 def _matches(certificate: Certificate, name: object) -> bool | Unknown:
@@ -111,7 +97,7 @@ def _values(search: Search, **more: object) -> dict[str, object]:
     return {"name": str(search.name), "fqdn": fqdn, **more}
 
 
-def any_eligible(search: Search) -> Answer:
+def any_eligible(search: Search) -> Step:
     """Step 4."""
     anyway = search.rules.smtp_service == "chosen-anyway"
     eligible: list[Certificate] = []
@@ -138,18 +124,18 @@ def any_eligible(search: Search) -> Answer:
         else:
             eligible.append(certificate)
     if not eligible and doubtful:
-        return not_known("Services, HasPrivateKey, Version", doubtful[0][1])
+        return search.not_known("Services, HasPrivateKey, Version", doubtful[0][1])
     rule = "smtp-service" if lacks_only_smtp else None
     values = _values(search, lacks=tuple(lacks), eligible=len(eligible), matches=len(search.candidates))
     if not eligible:
-        return stopped("4.none-eligible", values, event=12014, rule=rule)
+        return search.stopped("4.none-eligible", values, event=12014, rule=rule)
     search.candidates, search.doubtful = eligible, doubtful
     if lacks_only_smtp and anyway:
-        return noted("4.smtp-missing", values, rule=rule)
-    return Answer(Outcome.PASSED, "4.eligible", values, rule=rule)
+        return search.noted("4.smtp-missing", values, rule=rule)
+    return search.passed("4.eligible", values, rule=rule)
 
 
-def choose(search: Search) -> Answer:
+def choose(search: Search) -> Step:
     """Step 5, an action."""
     contenders = [*search.candidates, *(c for c, _ in search.doubtful)]
     if len(contenders) > 1:  # an order needs the dates
@@ -159,19 +145,19 @@ def choose(search: Search) -> Answer:
         ):
             for time in times:
                 if is_unknown(time):
-                    return not_known(name, time)
+                    return search.not_known(name, time)
     chosen = _first_choice(contenders)
     if is_unknown(chosen):
-        return not_known("Status, IsSelfSigned", chosen)
+        return search.not_known("Status, IsSelfSigned", chosen)
     for certificate, why in search.doubtful:
         if certificate is chosen:
-            return not_known("Subject, CertificateDomains, Services, HasPrivateKey, Version", why)
+            return search.not_known("Subject, CertificateDomains, Services, HasPrivateKey, Version", why)
     values = _values(search, eligible=len(search.candidates))
     if chosen is None:
-        return stopped("5.none", values, event=12014)
+        return search.stopped("5.none", values, event=12014)
     search.certificate = chosen
     values |= {"thumbprint": chosen.thumbprint, "subject": chosen.subject, "not_before": chosen.not_before}
-    return passed("5.self-signed" if chosen.is_self_signed else "5.pki", values)
+    return search.passed("5.self-signed" if chosen.is_self_signed else "5.pki", values)
 
 
 def _first_choice(certificates: Iterable[Certificate]) -> Certificate | Unknown | None:
@@ -190,17 +176,17 @@ def _first_choice(certificates: Iterable[Certificate]) -> Certificate | Unknown 
     return first_self_signed
 
 
-def not_expired(search: Search) -> Answer:
+def not_expired(search: Search) -> Step:
     """Step 6."""
     certificate, now = search.certificate, search.facts.as_of
     assert certificate is not None
     not_after = certificate.not_after
     if is_unknown(not_after):
-        return not_known("NotAfter", not_after)
+        return search.not_known("NotAfter", not_after)
     if not_after is None:
-        return not_known("NotAfter", Unknown("NotAfter is not set"))
+        return search.not_known("NotAfter", Unknown("NotAfter is not set"))
     if now <= not_after:  # NotAfter itself is still valid [RFC5280 4.1.2.5]
-        return passed("6.valid", {"not_after": not_after, "days": (not_after - now).days})
+        return search.passed("6.valid", {"not_after": not_after, "days": (not_after - now).days})
     values = {
         "thumbprint": certificate.thumbprint,
         "name": str(search.name),
@@ -208,8 +194,8 @@ def not_expired(search: Search) -> Answer:
         "days": (now - not_after).days,
     }
     if search.rules.expired_starttls == "withdrawn":
-        return stopped("6.expired-withdrawn", values, event=12016, rule="expired-starttls")
-    return noted("6.expired", values, event=12016, rule="expired-starttls")
+        return search.stopped("6.expired-withdrawn", values, event=12016, rule="expired-starttls")
+    return search.noted("6.expired", values, event=12016, rule="expired-starttls")
 
 
 STORE = "Get-ExchangeCertificate -Server {server} | Format-List Thumbprint,Subject,CertificateDomains,Services,HasPrivateKey,Status,NotBefore,NotAfter"

@@ -10,76 +10,78 @@ A service start has no session and no connector: these three are then the whole 
 from __future__ import annotations
 
 from anontls.facts import ABSENT, Phase, Unknown, is_null, is_unknown
-from anontls.selection.decision import Outcome, Result
-from anontls.selection.procedure import Answer, Question, Questions, Search, not_known, noted, passed, stopped
+from anontls.selection.decision import Result, Step
+from anontls.selection.procedure import Question, Questions, Search
 
 ATTRIBUTE = "msExchServerInternalTLSCert"
 THUMBPRINT = "InternalTransportCertificateThumbprint"
 
 
-def attribute_named(search: Search) -> Answer:
+def attribute_named(search: Search) -> Step:
     """Step 2."""
     facts = search.facts
     attribute = facts.internal_tls_cert
     if attribute.names is not None:
         search.thumbprint = attribute.names
-        return passed("2.named", {"thumbprint": search.thumbprint})
+        return search.passed("2.named", {"thumbprint": search.thumbprint})
     # 12012 is logged when this is found at the start of the service, never during a session.  [ARTICLE-OUT 2]
     event = 12012 if facts.phase is Phase.STARTUP else None
     if isinstance(attribute.error, str):
-        return stopped("2.error", {"reason": attribute.error}, event=event)
+        return search.stopped("2.error", {"reason": attribute.error}, event=event)
     if not isinstance(attribute.unknown, str):
-        return stopped("2.null", {"reason": "null"}, event=event)
+        return search.stopped("2.null", {"reason": "null"}, event=event)
     # The attribute and the thumbprint are one directory value seen twice.  [FACT O 5.3]
     shown = facts.server.internal_transport_certificate_thumbprint
     if is_unknown(shown):
-        return not_known(ATTRIBUTE, ABSENT if attribute.unknown == ABSENT.because else Unknown(attribute.unknown))
+        return search.not_known(
+            ATTRIBUTE, ABSENT if attribute.unknown == ABSENT.because else Unknown(attribute.unknown)
+        )
     if is_null(shown) or shown is None:
-        return stopped("2.null-as-shown", {"reason": "null"}, event=event)
+        return search.stopped("2.null-as-shown", {"reason": "null"}, event=event)
     search.thumbprint = shown
-    return passed("2.as-shown", {"thumbprint": shown})
+    return search.passed("2.as-shown", {"thumbprint": shown})
 
 
-def in_store(search: Search) -> Answer:
+def in_store(search: Search) -> Step:
     """Step 3."""
     store, thumbprint = search.facts.store, search.thumbprint
     if is_unknown(store):
-        return not_known("certificates", store)
+        return search.not_known("certificates", store)
     certificate = store.find(thumbprint)
     if certificate is None:
         if store.without_thumbprint:
-            return not_known("Thumbprint", Unknown("a certificate in the store is without it"))
+            return search.not_known("Thumbprint", Unknown("a certificate in the store is without it"))
         return _miss(search, "3.absent", {"thumbprint": thumbprint, "count": len(store)})
-    # One known to have no private key cannot be loaded.  [FACT I 7.2]
+    # One known to have no private key cannot be loaded.  [FACT I 1.7]
     if is_unknown(certificate.has_private_key):
-        return not_known("HasPrivateKey", certificate.has_private_key)
+        return search.not_known("HasPrivateKey", certificate.has_private_key)
     if not certificate.has_private_key:
         return _miss(search, "3.no-private-key", {"thumbprint": thumbprint, "count": len(store)})
     search.certificate = certificate
-    return passed("3.found", {"thumbprint": thumbprint, "subject": certificate.subject})
+    return search.passed("3.found", {"thumbprint": thumbprint, "subject": certificate.subject})
 
 
-def _miss(search: Search, because: str, values: dict[str, object]) -> Answer:
+def _miss(search: Search, because: str, values: dict[str, object]) -> Step:
     if search.rules.store_miss == "ephemeral":
         search.ephemeral = True
         because += "-ephemeral"
-        return Answer(Outcome.NOTED, because, values, event=12024, rule="store-miss", ends=Result.CERTIFICATE)
-    return stopped(because, values, event=12013, rule="store-miss")
+        return search.noted(because, values, event=12024, rule="store-miss", ends=Result.CERTIFICATE)
+    return search.stopped(because, values, event=12013, rule="store-miss")
 
 
-def not_expired(search: Search) -> Answer:
+def not_expired(search: Search) -> Step:
     """Step 4."""
     certificate, now = search.certificate, search.facts.as_of
     assert certificate is not None
     not_after = certificate.not_after
     if is_unknown(not_after):
-        return not_known("NotAfter", not_after)
+        return search.not_known("NotAfter", not_after)
     if not_after is None:
-        return not_known("NotAfter", Unknown("NotAfter is not set"))
+        return search.not_known("NotAfter", Unknown("NotAfter is not set"))
     if now <= not_after:  # NotAfter itself is still valid [RFC5280 4.1.2.5]
-        return passed("4.valid", {"not_after": not_after, "days": (not_after - now).days})
+        return search.passed("4.valid", {"not_after": not_after, "days": (not_after - now).days})
     values = {"thumbprint": search.thumbprint, "not_after": not_after, "days": (now - not_after).days}
-    return noted("4.expired", values, event=12015)
+    return search.noted("4.expired", values, event=12015)
 
 
 LAST_STEPS: Questions = (

@@ -21,77 +21,66 @@ from anontls.facts import (
     is_null,
     is_unknown,
 )
-from anontls.selection.decision import Decision, Outcome, Result
+from anontls.selection.decision import Decision, Result, Step
 from anontls.selection.internal_certificate import LAST_STEPS, THUMBPRINT
-from anontls.selection.procedure import (
-    X_ANONYMOUSTLS,
-    Answer,
-    Question,
-    Questions,
-    Search,
-    decide,
-    not_known,
-    noted,
-    passed,
-    stopped,
-)
+from anontls.selection.procedure import X_ANONYMOUSTLS, Question, Questions, Search, decide
 from anontls.selection.rules import DEFAULT, Rules
 
 
-def thumbprint_shown(search: Search) -> Answer:
+def thumbprint_shown(search: Search) -> Step:
     """Step 1.a, both roles."""
     shown, attribute = search.facts.server.internal_transport_certificate_thumbprint, search.facts.internal_tls_cert
     if is_unknown(shown):
-        # 1.a and 2 are one directory value seen twice: where only one is given, the other follows.  [FACT I 5.3]
+        # 1.a and 2 are one directory value seen twice: where only one is given, the other follows.  [FACT I 1.7]
         if attribute.names is not None:
-            return passed("1.a.follows", {"thumbprint": attribute.names})
+            return search.passed("1.a.follows", {"thumbprint": attribute.names})
         if not isinstance(attribute.unknown, str):
-            return noted("1.a.decided-by-2")
-        return not_known(THUMBPRINT, shown)
+            return search.noted("1.a.decided-by-2")
+        return search.not_known(THUMBPRINT, shown)
     if is_null(shown):
-        return stopped("1.a.null")
+        return search.stopped("1.a.null")
     if attribute.names is not None and attribute.names != shown:
-        return noted("1.a.differs", {"thumbprint": shown, "attribute": attribute.names})
-    return passed("1.a.shown", {"thumbprint": shown})
+        return search.noted("1.a.differs", {"thumbprint": shown, "attribute": attribute.names})
+    return search.passed("1.a.shown", {"thumbprint": shown})
 
 
-def delivery_to_edge(search: Search) -> Answer:
+def delivery_to_edge(search: Search) -> Step:
     """Step 1.b on a Mailbox server."""
     queue = search.facts.queue
     delivery = ABSENT if queue is None else queue.delivery
     if is_unknown(delivery):
-        return not_known("DeliveryType", delivery)
+        return search.not_known("DeliveryType", delivery)
     if delivery is DeliveryType.SMTP_RELAY_WITHIN_AD_SITE_TO_EDGE:
-        return passed("1.b.to-edge")
+        return search.passed("1.b.to-edge")
     if not isinstance(delivery, DeliveryType):
-        return stopped("1.b.other-type", {"delivery_type": delivery})
+        return search.stopped("1.b.other-type", {"delivery_type": delivery})
     values = {"delivery_type": delivery.value}
     if delivery not in MAILBOX_TO_MAILBOX:
-        return stopped("1.b.other-type", values)
+        return search.stopped("1.b.other-type", values)
     if search.rules.mailbox_to_mailbox == "as-written":
-        return stopped("1.b.mailbox", values, rule="mailbox-to-mailbox")
-    return Answer(Outcome.NOTED, "1.b.mailbox-verb", values, rule="mailbox-to-mailbox", ends=Result.VERB_ONLY)
+        return search.stopped("1.b.mailbox", values, rule="mailbox-to-mailbox")
+    return search.noted("1.b.mailbox-verb", values, rule="mailbox-to-mailbox", ends=Result.VERB_ONLY)
 
 
-def smart_host_authentication(search: Search) -> Answer:
+def smart_host_authentication(search: Search) -> Step:
     """Step 1.b on an Edge server."""
     connector = search.facts.send_connector
     mechanism = ABSENT if connector is None else connector.auth_mechanism
     if is_unknown(mechanism):
-        return not_known("SmartHostAuthMechanism", mechanism)
+        return search.not_known("SmartHostAuthMechanism", mechanism)
     values = {"mechanism": mechanism}
     return (
-        passed("1.b.exchange-server", values)
+        search.passed("1.b.exchange-server", values)
         if mechanism.strip().lower() == "exchangeserver"
-        else stopped("1.b.other-mechanism", values)
+        else search.stopped("1.b.other-mechanism", values)
     )
 
 
-def dashes(search: Search) -> Answer:
+def dashes(search: Search) -> Step:
     """Step 1.c on an Edge server.
 
     The article prints "- -" and names one property; that either a smart host or an SMTP address space counts is our
-    reading [FACT I 6.2].
+    reading [FACT I 1.7].
     """
     connector = search.facts.send_connector
     unknown: Unknown | None = None if connector else ABSENT
@@ -99,11 +88,13 @@ def dashes(search: Search) -> Answer:
         if is_unknown(values):
             unknown = values
         elif any(_is_dashes(value, name) for value in values or ()):
-            return passed("1.c.dashes", {"property": name})
+            return search.passed("1.c.dashes", {"property": name})
     if unknown is not None:
-        return not_known("SmartHosts, AddressSpaces", unknown)
+        return search.not_known("SmartHosts, AddressSpaces", unknown)
     assert connector is not None
-    return stopped("1.c.none", {"smart_hosts": connector.smart_hosts, "address_spaces": connector.address_spaces})
+    return search.stopped(
+        "1.c.none", {"smart_hosts": connector.smart_hosts, "address_spaces": connector.address_spaces}
+    )
 
 
 def _dash_properties(connector: SendConnector | None) -> tuple[tuple[str, tuple[str, ...] | None | Unknown], ...]:
@@ -155,9 +146,9 @@ EDGE: Questions = (
 )
 
 
-def _role_not_known(search: Search) -> Answer:
+def _role_not_known(search: Search) -> Step:
     role = search.facts.server.role
-    return not_known("ServerRole", role if is_unknown(role) else ABSENT)
+    return search.not_known("ServerRole", role if is_unknown(role) else ABSENT)
 
 
 ROLE_NOT_KNOWN: Questions = (

@@ -5,8 +5,8 @@ The same table drives the decision, the picture and the tests; a question that t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -21,34 +21,61 @@ STARTTLS = "STARTTLS"
 NO_VALUES: Mapping[str, object] = {}
 
 
-class Answer(NamedTuple):
-    """What a question was answered with; see :class:`~anontls.selection.decision.Step`.
-
-    ``rule`` names the rule that the answer hung on; ``ends`` ends the procedure early with that result.
-    """
-
-    outcome: Outcome
-    because: str
-    values: Mapping[str, object] = NO_VALUES
-    event: int | None = None
-    rule: str | None = None
-    ends: Result | None = None
-
-
 class Search:
-    """What the questions so far have found; each procedure run has its own."""
+    """What the questions of one run have found so far, and the four ways to answer one."""
 
-    __slots__ = ("candidates", "certificate", "doubtful", "ephemeral", "facts", "name", "rules", "thumbprint")
+    __slots__ = ("candidates", "certificate", "doubtful", "ephemeral", "facts", "name", "rules", "step", "thumbprint")
 
     def __init__(self, facts: SessionFacts, rules: Rules) -> None:
         self.facts = facts
         self.rules = rules
-        self.thumbprint: str = ""  # the internal transport certificate that the directory names
+        self.step = ""  # the question that is being asked
+        self.thumbprint = ""  # the internal transport certificate that the directory names
         self.name: object = None  # STARTTLS: the name to look for
-        self.candidates: list[Certificate] = []  # STARTTLS: what is left of the store
-        self.doubtful: list[tuple[Certificate, Unknown]] = []  # may be candidates: what is missing to tell
+        self.candidates: Sequence[Certificate] = ()  # STARTTLS: what is left of the store
+        self.doubtful: Sequence[tuple[Certificate, Unknown]] = ()  # may be candidates: what is missing to tell
         self.certificate: Certificate | None = None
         self.ephemeral = False
+
+    def passed(self, because: str, values: Mapping[str, object] = NO_VALUES, *, rule: str | None = None) -> Step:
+        """Yes: go on."""
+        return Step(self.step, Outcome.PASSED, because, values, None, rule)
+
+    def noted(
+        self,
+        because: str,
+        values: Mapping[str, object] = NO_VALUES,
+        *,
+        event: int | None = None,
+        rule: str | None = None,
+        ends: Result | None = None,
+    ) -> Step:
+        """Go on, with a remark; or end with another result than nothing."""
+        return Step(self.step, Outcome.NOTED, because, values, self._raise(event, values), rule, ends)
+
+    def stopped(
+        self,
+        because: str,
+        values: Mapping[str, object] = NO_VALUES,
+        *,
+        event: int | None = None,
+        rule: str | None = None,
+    ) -> Step:
+        """No: no verb, no certificate."""
+        return Step(self.step, Outcome.STOPPED, because, values, self._raise(event, values), rule, Result.NONE)
+
+    def not_known(self, fact: str, why: Unknown) -> Step:
+        """The answer needs ``fact``, which is not known."""
+        values = {"fact": fact, "why": why}
+        return Step(self.step, Outcome.UNKNOWN, "unknown", values, None, None, Result.UNKNOWN)
+
+    def _raise(self, event: int | None, values: Mapping[str, object]) -> Event | None:
+        if event is None:
+            return None
+        # The same ids come from the front end service for its connectors.  [FACT D 2]
+        connector = self.facts.receive_connector
+        front_end = connector is not None and connector.transport_service == "FrontendTransport"
+        return Event(event, FRONT_END_TRANSPORT if front_end else TRANSPORT, values)
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -60,7 +87,7 @@ class Question(msgspec.Struct, frozen=True):
 
     step: str
     key: str  # of the question's text in report/language
-    ask: Callable[[Search], Answer]
+    ask: Callable[[Search], Step]
     check: str
     otherwise: Literal["stop", "note", "action"] = "stop"
     event: int | None = None
@@ -69,85 +96,44 @@ class Question(msgspec.Struct, frozen=True):
 Questions = tuple[Question, ...]
 
 
-def passed(because: str, values: Mapping[str, object] = NO_VALUES) -> Answer:
-    """Yes: go on."""
-    return Answer(Outcome.PASSED, because, values)
-
-
-def noted(
-    because: str, values: Mapping[str, object] = NO_VALUES, *, event: int | None = None, rule: str | None = None
-) -> Answer:
-    """Go on, with a remark."""
-    return Answer(Outcome.NOTED, because, values, event, rule)
-
-
-def stopped(
-    because: str, values: Mapping[str, object] = NO_VALUES, *, event: int | None = None, rule: str | None = None
-) -> Answer:
-    """No: no verb, no certificate."""
-    return Answer(Outcome.STOPPED, because, values, event, rule)
-
-
-def not_known(fact: str, why: Unknown) -> Answer:
-    """The answer needs ``fact``, which is not known."""
-    return Answer(Outcome.UNKNOWN, "unknown", {"fact": fact, "why": why})
-
-
 def decide(questions: Questions, verb: str, facts: SessionFacts, rules: Rules) -> Decision:
     """Ask ``questions`` in order until one ends the procedure, then say what other rules would decide."""
-    decision, consulted = _run(questions, verb, facts, rules)
-    if not consulted:
-        return decision
+    decision = _run(questions, verb, facts, rules)
     differences = []
-    for name in consulted:
-        value = other_value(rules, name)
-        other, _ = _run(questions, verb, facts, with_value(rules, name, value))
+    for step in decision.steps:
+        if step.rule is None:
+            continue
+        value = other_value(rules, step.rule)
+        other = _run(questions, verb, facts, with_value(rules, step.rule, value))
         if _answer(other) != _answer(decision):
             events = tuple(event.id for event in other.events)
             differences.append(
-                Difference(name, value, other.result, other.verb, other.certificate, other.ephemeral, events)
+                Difference(step.rule, value, other.result, other.verb, other.certificate, other.ephemeral, events)
             )
     return msgspec.structs.replace(decision, differs_under=tuple(differences)) if differences else decision
 
 
-def _run(questions: Questions, verb: str, facts: SessionFacts, rules: Rules) -> tuple[Decision, list[str]]:
+def _run(questions: Questions, verb: str, facts: SessionFacts, rules: Rules) -> Decision:
     search = Search(facts, rules)
-    steps: list[Step] = []
-    consulted: list[str] = []
+    steps = []
     result = Result.CERTIFICATE
     for question in questions:
-        answer = question.ask(search)
-        if answer.rule is not None:
-            consulted.append(answer.rule)
-        event = None if answer.event is None else _raise(answer.event, facts, answer.values)
-        steps.append(Step(question.step, answer.outcome, answer.because, answer.values, event))
-        if answer.outcome is Outcome.STOPPED:
-            result = Result.NONE
+        search.step = question.step
+        step = question.ask(search)
+        steps.append(step)
+        if step.ends is not None:
+            result = step.ends
             break
-        if answer.outcome is Outcome.UNKNOWN:
-            result = Result.UNKNOWN
-            break
-        if answer.ends is not None:
-            result = answer.ends
-            break
-    certain = result is Result.CERTIFICATE
-    decision = Decision(
-        facts=facts,
-        rules=rules,
-        result=result,
-        verb=verb if certain or result is Result.VERB_ONLY else None,
-        certificate=search.certificate if certain else None,
-        ephemeral=search.ephemeral and certain,
-        steps=tuple(steps),
+    loaded = result is Result.CERTIFICATE
+    return Decision(
+        facts,
+        rules,
+        result,
+        verb if loaded or result is Result.VERB_ONLY else None,
+        search.certificate if loaded else None,
+        loaded and search.ephemeral,
+        tuple(steps),
     )
-    return decision, consulted
-
-
-def _raise(event: int, facts: SessionFacts, values: Mapping[str, object]) -> Event:
-    # The same ids come from the front end service for its connectors.  [FACT D 2]
-    connector = facts.receive_connector
-    front_end = connector is not None and connector.transport_service == "FrontendTransport"
-    return Event(event, FRONT_END_TRANSPORT if front_end else TRANSPORT, values)
 
 
 def _answer(decision: Decision) -> object:

@@ -9,7 +9,7 @@ import msgspec
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """The rules and their defaults [FACT I 1.2, 1.4, 1.5]."""
+    """The rules and their defaults [FACT I 1.8]."""
 
     #: The article demands the delivery type to Edge; its introduction, and every field log, has Mailbox servers use
     #: anonymous TLS among themselves.

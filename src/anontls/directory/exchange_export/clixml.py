@@ -21,7 +21,8 @@ from anontls.errors import MalformedInput
 from anontls.facts import Unknown
 
 MAX_DEPTH: Final = 64  # objects in objects; Export-Clixml goes 2 deep unless told otherwise
-MAX_ELEMENTS: Final = 1_000_000  # of one object, what it refers to included; a real Receive connector has 300
+MAX_OBJECT: Final = 64 << 20  # bytes of one object in UTF-8; a real Receive connector has 60,000
+MAX_SHARED: Final = 1_000  # elements of a list that several places refer to
 
 CUT_OFF: Final = Unknown("cut off at the depth limit of Export-Clixml; `Export-Clixml -Depth 4` writes more")
 
@@ -47,6 +48,8 @@ def read_clixml(text: str, file: str) -> Iterator[CmdletObject]:
             reader.parser.Parse(text[at : at + _PIECE], False)
             yield from reader.done
             reader.done.clear()
+            if reader.parser.CurrentByteIndex - reader.began > MAX_OBJECT:
+                raise reader.error(f"an object larger than {MAX_OBJECT >> 20} MiB")
         reader.parser.Parse("", True)
     except expat.ExpatError as e:
         line = text.count("\n", 0, max(start, 0)) + e.lineno
@@ -58,13 +61,12 @@ def read_clixml(text: str, file: str) -> Iterator[CmdletObject]:
 class _Object:
     """An ``Obj`` element that is not closed yet."""
 
-    __slots__ = ("cut", "first", "is_top", "items", "key", "name", "properties", "ref", "scalar", "skipped", "text", "types")
+    __slots__ = ("cut", "is_top", "items", "key", "name", "properties", "ref", "scalar", "skipped", "text", "types")
 
-    def __init__(self, name: str, ref: str | None, is_top: bool, first: int, skipped: int) -> None:
+    def __init__(self, name: str, ref: str, is_top: bool = False, skipped: int = 0) -> None:
         self.name = name
         self.ref = ref
         self.is_top = is_top  # one of those that the cmdlet gave
-        self.first = first  # number of its first element
         self.skipped = skipped  # open elements that were being passed over where it stands
         self.text: str | None = None  # ToString
         self.cut = False  # ToString is but the name of the type
@@ -84,27 +86,25 @@ class _Object:
             return self.scalar if isinstance(self.scalar, int) and self.text == str(self.scalar) else self.text
         if self.scalar is not None:
             return self.scalar
-        if self.properties:
-            return self.properties
-        return CUT_OFF if self.cut else self.properties or {}
+        return CUT_OFF if self.cut and not self.properties else self.properties or {}
 
 
 class _Reader:
-    """The callbacks; finished objects gather in ``done``."""
+    """The callbacks of the parser; finished objects gather in ``done``."""
 
     def __init__(self, file: str, wanted: set[str]) -> None:
         self.file = file
-        self.wanted = wanted
+        self.wanted = wanted  # RefId of the objects that others refer to
         self.done: list[CmdletObject] = []
         self.number = 1  # of the object being read
-        self.elements = 0  # of it so far
+        self.began = 0  # where the one before it ended
         self.stack: list[tuple[str, _Object]] = []  # open elements that hold others, each with its object
         self.primitive: Callable[[str], Value] | None = None  # how to read the open element that holds text
         self.name = ""  # N of that element
         self.pieces: list[str] = []  # its text
         self.skipped = 0  # open elements that are being passed over
         self.types: dict[str, tuple[str, ...]] = {}  # TN by RefId
-        self.values: dict[str, tuple[Value, int]] = {}  # Obj by RefId, with the number of its elements
+        self.values: dict[str, Value] = {}  # Obj by RefId
         self.parser = expat.ParserCreate()
         self.parser.buffer_text = True
         self.read_on()
@@ -112,13 +112,11 @@ class _Reader:
     def read_on(self) -> None:
         self.parser.StartElementHandler = self.start
         self.parser.EndElementHandler = self.end
-        self.parser.CharacterDataHandler = self.pieces.append
 
     def pass_over(self, open_elements: int) -> None:
         self.skipped = open_elements
         self.parser.StartElementHandler = self.start_skipped
         self.parser.EndElementHandler = self.end_skipped
-        self.parser.CharacterDataHandler = None
 
     def error(self, message: str) -> MalformedInput:
         names = [owner.name for tag, owner in self.stack if tag == "Obj" and owner.name]
@@ -130,154 +128,150 @@ class _Reader:
     # --- elements that count ------------------------------------------------------------------------------------------
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
-        self.elements += 1
-        if self.primitive is not None or self.elements > MAX_ELEMENTS:
-            raise self.error(f"<{tag}> inside a plain value, or more than {MAX_ELEMENTS:,} elements")
         if (primitive := _PRIMITIVES.get(tag)) is not None:
             self.primitive = primitive
             self.name = attributes.get("N", "")
             self.pieces.clear()
+            self.parser.CharacterDataHandler = self.pieces.append
             return
-        if not self.stack:
-            if tag != "Objs":
-                raise self.error(f"the root is <{tag}>, not <Objs>: not written by Export-Clixml")
-            self.stack.append((tag, _Object("", None, False, 0, 0)))
-            return
-        parent, owner = self.stack[-1]
-        if tag == "Obj":
-            is_top = parent == "Objs" or (parent == "LST" and owner.is_top and self.stack[-3][0] == "Objs")
-            self.open_object(attributes, is_top)
-        elif tag == "Ref":
+        if self.primitive is not None:
+            raise self.error(f"<{tag}> inside a plain value")
+        parent, owner = self.stack[-1] if self.stack else ("", _Object("", ""))
+        if tag == "Obj" and parent in _HOLDERS:
+            # the elements of a list that was exported as one object are what the cmdlet gave
+            is_top = parent == "Objs" or (owner.is_top and parent in _LISTS and len(self.stack) == 3)
+            self.open(tag, attributes, is_top)
+        elif tag == "Ref" and parent in _HOLDERS:
             self.add(_name(attributes.get("N", "")), self.refer(attributes.get("RefId", "")))
-            self.stack.append((tag, owner))
-        elif parent != _PARENTS.get(tag):
-            if tag in _PARENTS:
-                raise self.error(f"<{tag}> inside <{parent}>")
+            self.pass_over(1)
+        elif parent == _PARENTS.get(tag):
+            if tag in _MEMBERS and not owner.is_top and (owner.text is not None or owner.items is not None):
+                self.pass_over(1)  # the value is known already
+            elif tag == "TN":
+                self.open(tag, attributes)
+            else:
+                self.enter(tag, attributes, owner)
+        elif tag in _PARENTS or not self.stack:
+            raise self.error(f"<{tag}> inside <{parent}>" if parent else f"the root is <{tag}>, not <Objs>")
+        else:
             self.add(_name(attributes.get("N", "")), Unknown(f"<{tag}> is not an element of CLIXML that is read here"))
             self.pass_over(1)
-        elif tag in _MEMBERS and not owner.is_top and (owner.text is not None or owner.items is not None):
-            self.pass_over(1)  # the value is known already
-        else:
-            self.stack.append((tag, owner))
-            if tag in _MEMBERS or tag == "DCT":
-                owner.properties = owner.properties or {}
-            elif tag in _LISTS:
-                owner.items = []
-            elif tag == "TN":
-                self.types[attributes.get("RefId", "")] = ()
-                owner.key = attributes.get("RefId", "")
-            elif tag == "TNRef":
-                owner.types = self.types.get(attributes.get("RefId", ""), ())
 
-    def open_object(self, attributes: dict[str, str], is_top: bool, skipped: int = 0) -> None:
+    def enter(self, tag: str, attributes: dict[str, str], owner: _Object) -> None:
+        self.stack.append((tag, owner))
+        if tag in _MEMBERS or tag == "DCT":
+            owner.properties = owner.properties or {}
+        elif tag in _LISTS:
+            owner.items = []
+        elif tag == "TNRef":
+            owner.types = self.types.get(attributes.get("RefId", ""), ())
+
+    def open(self, tag: str, attributes: dict[str, str], is_top: bool = False, skipped: int = 0) -> None:
         if len(self.stack) > 3 * MAX_DEPTH:
             raise self.error(f"objects nested deeper than {MAX_DEPTH}")
-        name = _name(attributes.get("N", ""))
-        self.stack.append(("Obj", _Object(name, attributes.get("RefId"), is_top, self.elements, skipped)))
+        opened = _Object(_name(attributes.get("N", "")), attributes.get("RefId", ""), is_top, skipped)
+        self.stack.append((tag, opened))
 
     def refer(self, ref: str) -> Value:
-        if ref in self.values:
-            value, elements = self.values[ref]
-            self.elements += elements  # so that references to references cannot multiply
-            return value
-        return Unknown("a reference to an object that is not in the file before this place, or holds this one")
+        unknown = Unknown("a reference to an object that is not in the file before this place, or holds this one")
+        return self.values.get(ref, unknown)
 
     def end(self, tag: str) -> None:
         if self.primitive is not None:
-            self.end_primitive(tag)
+            self.end_primitive(tag, self.primitive)
             return
-        _, owner = self.stack.pop()
+        opened, owner = self.stack.pop()
+        if opened != tag:
+            raise self.error(f"<{tag}> holds elements, but is a plain value")
         if tag == "Obj":
             self.end_object(owner)
         elif tag == "TN":
-            self.types[owner.key] = owner.types
+            self.types[owner.ref] = owner.types
+            if owner.skipped:
+                self.pass_over(owner.skipped)
+            else:
+                self.stack[-1][1].types = owner.types
 
-    def end_primitive(self, tag: str) -> None:
+    def end_primitive(self, tag: str, read: Callable[[str], Value]) -> None:
         pieces = self.pieces
-        text = pieces[0] if len(pieces) == 1 else "".join(pieces)
-        parent, owner = self.stack[-1] if self.stack else ("", None)
+        self.parser.CharacterDataHandler = None
+        parent, owner = self.stack[-1] if self.stack else ("", _Object("", ""))
         name = self.name
-        if name == "SerializationData" and owner is not None and not owner.is_top:
-            self.primitive = None
-            return
-        try:
-            value = self.primitive(text) if self.primitive is not None else None
-        except (ValueError, KeyError, OverflowError):
-            raise self.error(f"<{tag}> holds {text[:60]!r}, which it cannot") from None
+        if name != "SerializationData" or owner.is_top:  # that of a nested object repeats its properties
+            try:
+                value = read(pieces[0] if len(pieces) == 1 else "".join(pieces))
+            except (ValueError, KeyError, OverflowError):
+                raise self.error(f"<{tag}> holds {''.join(pieces)[:60]!r}, which it cannot") from None
+            if parent == "Props" and owner.properties is not None:  # first, because most are this
+                owner.properties[_name(name) if "_x" in name else name] = value
+            else:
+                self.add(_name(name), value, tag)
         self.primitive = None
-        if parent == "Props" and owner is not None and owner.properties is not None:  # first, because most are this
-            owner.properties[_name(name) if "_x" in name else name] = value
-        else:
-            self.add(_name(name), value, tag)
 
     def add(self, name: str, value: Value, tag: str = "") -> None:
-        """Put ``value`` into the object or list that is open."""
-        parent, owner = self.stack[-1] if self.stack else ("", None)
-        if owner is None or (tag == "ToString" and parent != "Obj") or (tag == "T") != (parent == "TN"):
-            raise self.error(f"<{tag}> inside <{parent or 'nothing'}>")
-        if tag == "ToString":
-            owner.cut = isinstance(value, str) and _is_type_name(value)
-            owner.text = None if owner.cut and not owner.is_top else str(value)
-        elif tag == "T":
-            owner.types += (_PREFIXES.sub("", str(value)),)
+        """Put ``value`` into what is open."""
+        parent, owner = self.stack[-1] if self.stack else ("", _Object("", ""))
+        if (tag == "ToString") > (parent == "Obj") or (tag == "T") != (parent == "TN"):
+            raise self.error(f"<{tag}> inside <{parent}>")
+        if parent in _LISTS and owner.items is not None:
+            owner.items.append(value)
         elif parent == "Props" and owner.properties is not None:
             owner.properties[name] = value
         elif parent == "MS" and owner.properties is not None:
             owner.properties.setdefault(name, value)
-        elif parent in _LISTS and owner.items is not None:
-            owner.items.append(value)
         elif parent == "En" and owner.properties is not None:
             if name == "Key":
                 owner.key = str(value)
             else:
                 owner.properties[owner.key] = value
+        elif tag == "T":
+            owner.types += (_PREFIXES.sub("", str(value)),)
+        elif tag == "ToString":
+            owner.text = str(value)
+            if is_type_name(owner.text) and not owner.is_top:
+                owner.text, owner.cut = None, True
         elif parent == "Obj":
             owner.scalar = value
-        elif parent == "Objs" and isinstance(value, str):  # `"text" | Export-Clixml`
-            self.give(CmdletObject(file=self.file, where="", format="clixml", properties={}, text=value))
+        elif parent == "Objs":
+            if tag == "S":  # `"text" | Export-Clixml`
+                self.give({}, text=str(value))
+        else:
+            raise self.error(f"<{tag}> inside <{parent}>")
 
     def end_object(self, owner: _Object) -> None:
-        if owner.ref in self.wanted and owner.ref is not None:
-            # of an object of its own only the text is remembered, or memory would hold the whole file
-            value = (owner.text or Unknown("a reference to another object, without a text")) if owner.is_top else owner.value
-            self.values[owner.ref] = value, self.elements - owner.first
-        if owner.is_top:
-            self.end_top_object(owner)
-        elif owner.skipped:
+        if owner.ref in self.wanted:
+            # of one that the cmdlet gave only the text is remembered, or memory would hold the whole file
+            self.values[owner.ref] = owner.text if owner.is_top else _shareable(owner.value)
+        if owner.skipped:
             self.pass_over(owner.skipped)
-        else:
+        elif not owner.is_top:
             self.add(owner.name, owner.value)
+        elif owner.items is None or self.stack[-1][0] != "Objs":  # the elements of a list have been given
+            self.give(owner.properties or {}, owner.text, owner.types)
 
-    def end_top_object(self, owner: _Object) -> None:
-        if owner.items is not None and self.stack[-1][0] == "Objs":
-            return  # a list: its elements have been given
-        properties = owner.properties or {}
+    def give(self, properties: dict[str, Value], text: str | None, types: tuple[str, ...] = ()) -> None:
         computer = properties.get("PSComputerName")
-        self.give(
+        self.done.append(
             CmdletObject(
                 file=self.file,
                 where=f"object {self.number}",
                 format="clixml",
                 properties=properties,
-                types=owner.types,
-                text=owner.text,
+                types=types,
+                text=text,
                 computer=computer if isinstance(computer, str) else None,
             )
         )
-
-    def give(self, found: CmdletObject) -> None:
-        self.done.append(found)
         self.number += 1
-        self.elements = 0
+        self.began = self.parser.CurrentByteIndex
 
     # --- elements that are passed over ------------------------------------------------------------------------------
 
     def start_skipped(self, tag: str, attributes: dict[str, str]) -> None:
-        # other objects may refer to one in here, and to its types
+        # others may refer to an object in here, and to its types
         if tag == "TN" or (tag == "Obj" and attributes.get("RefId") in self.wanted):
-            skipped = self.skipped
+            self.open(tag, attributes, skipped=self.skipped)
             self.read_on()
-            self.open_object(attributes, False, skipped)
         else:
             self.skipped += 1
 
@@ -285,3 +279,82 @@ class _Reader:
         self.skipped -= 1
         if not self.skipped:
             self.read_on()
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+_MEMBERS = frozenset({"Props", "MS"})
+_LISTS = frozenset({"LST", "IE", "QUE", "STK"})
+_HOLDERS = frozenset({"Objs", "Props", "MS", "En"}) | _LISTS
+_PARENTS = {
+    "Objs": "",
+    "Props": "Obj",
+    "MS": "Obj",
+    "DCT": "Obj",
+    "TN": "Obj",
+    "TNRef": "Obj",
+    "En": "DCT",
+} | dict.fromkeys(_LISTS, "Obj")
+
+_ESCAPES = re.compile("(?:_x[0-9A-Fa-f]{4}_)+")
+_PREFIXES = re.compile(r"^(?:Deserialized\.|Selected\.)+")
+_TYPE_NAME = re.compile(r"(?:System|Microsoft\.Exchange|Microsoft\.PowerShell)(?:\.[A-Z]\w*)+(?:[`+\[].*)?")
+
+
+def _shareable(value: Value) -> Value:
+    """``value`` as others may refer to it; not one that holds others, or references to references would multiply."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ()
+    if len(inside) > MAX_SHARED or any(isinstance(element, tuple | dict) for element in inside):
+        return Unknown("a reference to an object that holds many others")
+    return value
+
+
+def _name(text: str) -> str:
+    """``text`` without the escapes of CLIXML: UTF-16 code units as ``_xHHHH_`` [MS-PSRP 2.2.5.3.2]."""
+    return _ESCAPES.sub(_unescape, text) if "_x" in text else text
+
+
+def _unescape(match: re.Match[str]) -> str:
+    units = bytes.fromhex("".join(match[0].replace("x", "").split("_")))
+    # half a surrogate pair is no character, and would be no text to anyone who writes it on
+    return units.decode("utf-16-be", "replace")
+
+
+def is_type_name(text: str) -> bool:
+    """Whether ``text`` is what .NET says for an object that has no text of its own: the name of its type."""
+    return text.startswith(("System.", "Microsoft.")) and _TYPE_NAME.fullmatch(text) is not None
+
+
+def _text(text: str) -> Value:
+    # where the depth ends, the text of a value is written; for most objects that is the name of their type
+    if "_x" in text:
+        text = _name(text)
+    return CUT_OFF if is_type_name(text) else text
+
+
+def _time(text: str) -> datetime | LocalTime:
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else LocalTime(text, time)
+
+
+def _number(text: str) -> int | float:
+    return float(text) if "." in text or "E" in text.upper() else int(text)
+
+
+_PRIMITIVES: Final[dict[str, Callable[[str], Value]]] = {  # [MS-PSRP 2.2.5.1]
+    "S": _text,
+    "ToString": _name,
+    "T": _name,
+    "B": {"true": True, "false": False}.__getitem__,
+    "C": lambda text: chr(int(text)),
+    "Nil": lambda _: None,
+    **dict.fromkeys(("By", "SB", "U16", "I16", "U32", "I32", "U64", "I64"), int),
+    **dict.fromkeys(("Sg", "Db"), float),
+    "D": _number,
+    "DT": _time,
+    "TS": str,  # a duration such as PT10M
+    "BA": lambda text: base64.b64decode("".join(text.split()), validate=True),
+    **dict.fromkeys(("G", "Version"), str),
+    **dict.fromkeys(("URI", "XD", "SBK"), _name),
+    "SS": lambda _: Unknown("a secure string, which only the user who exported it can read"),
+}

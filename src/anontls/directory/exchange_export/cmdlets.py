@@ -99,14 +99,13 @@ KIND_BY_PROPERTIES: tuple[tuple[Kind, tuple[frozenset[str], ...]], ...] = (
 
 def recognise_kind(found: CmdletObject) -> Kind | None:
     """Which kind of object this is; ``None`` when no question needs it."""
-    if attribute_of(found.properties):
-        return Kind.INTERNAL_TLS_CERT
-    classes = [name.rpartition(".")[2] for name in found.types]
-    for name in classes:
-        if kind := KIND_BY_TYPE.get(name):
+    for name in found.types:
+        if kind := KIND_BY_TYPE.get(name.rpartition(".")[2]):
             return kind
     if any(not name.startswith("System.") for name in found.types):
         return None
+    if attribute_of(found.properties):
+        return Kind.INTERNAL_TLS_CERT
     for kind, groups in KIND_BY_PROPERTIES:
         if all(group & found.properties.keys() for group in groups):
             return kind
@@ -627,8 +626,11 @@ def _blob(properties: Properties) -> dict[str, Any] | Unknown:
     except (Unfit, nrbf.NrbfError) as e:
         return Unknown(f"SerializationData cannot be read: {e}")
     inner, outer = members.get("CertData"), properties.get("RawData")
-    if isinstance(inner, bytes) and isinstance(outer, bytes) and inner != outer:
-        return Unknown("SerializationData is that of another certificate")
+    try:
+        if isinstance(inner, bytes) and isinstance(outer, bytes) and certificate_bytes(inner) != outer:
+            return Unknown("SerializationData is that of another certificate")
+    except ValueError as e:
+        return Unknown(f"CertData in SerializationData is {e}")
     return members
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, tzinfo
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -28,7 +29,6 @@ from anontls.facts import (
     ReceiveConnector,
     SendConnector,
     Server,
-    Unknown,
     Unplaced,
     is_unknown,
 )
@@ -62,6 +62,7 @@ OF_THE_ORGANIZATION: Mapping[Kind, str] = {
 ALL_ADDRESSES = ("::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "0.0.0.0-255.255.255.255")
 INTRA_ORGANIZATION = "Intra-Organization SMTP Send Connector"
 NO_SUCH_SERVER = "no server of that name in the sources"
+CURE = ": org import --server NAME "  # and the file
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,13 +78,6 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     organization: str | None = None
 
 
-class Placed(msgspec.Struct, frozen=True, kw_only=True):
-    """All objects in their places, and what is to be said about each file."""
-
-    organization: Organization
-    notes: Mapping[str, list[str]]
-
-
 # --- where pieces come from ------------------------------------------------------------------------------------------
 
 
@@ -92,6 +86,7 @@ def piece_of(found: CmdletObject, kind: Kind, *, collected: datetime | None, zon
     properties, where = found.properties, f"{found.file}: {found.where}"
     owner: str | None = None
     organization: str | None = None
+    identity = NOT_NAMED
     facts: msgspec.Struct
     match kind:
         case Kind.SERVER | Kind.MAILBOX_SERVER | Kind.TRANSPORT_SERVICE | Kind.INTERNAL_TLS_CERT:
@@ -185,15 +180,20 @@ def pieces_of(organization: Organization, file: str) -> Iterator[Piece | Unplace
             yield item
             continue
         source = rows.get(item.file)
+        owner = facts.name if isinstance(facts, Server) and facts.name != NOT_NAMED else None
         yield Piece(
             kind=kind,
             facts=facts,
             identity=item.identity,
             file=item.file,
-            owner=_owner_in(item.identity) or (facts.name if isinstance(facts, Server) else None),
+            owner=owner or _owner_in(item.identity),
             computer=source.computers[0] if source and len(source.computers) == 1 else None,
             collected=source.collected if source else None,
         )
+
+
+def _argument(file: str) -> str:
+    return f'"{file}"' if " " in file else file
 
 
 def _known(values: Any) -> Iterable[Any]:
@@ -226,17 +226,22 @@ def merge(old: S, new: S) -> tuple[S, list[str]]:
         return old, []
     fields: dict[str, Any] = {}
     differing: list[str] = []
-    for field in msgspec.structs.fields(type(old)):
-        was, now = getattr(old, field.name), getattr(new, field.name)
-        fields[field.name] = now
+    for name, property_name in _fields(type(old)):
+        was, now = getattr(old, name), getattr(new, name)
+        fields[name] = now
         if was == now:
             continue
         # The same enumeration value as text and as number: the text says more.
         same_value = {type(was), type(now)} == {str, int}
-        if _says_nothing(now) or field.name in ("name", "identity") or (same_value and isinstance(was, str)):
-            fields[field.name] = was
+        if (
+            _says_nothing(now)
+            or (name == "addresses" and not now)
+            or name in ("name", "identity")
+            or (same_value and isinstance(was, str))
+        ):
+            fields[name] = was
         elif not _says_nothing(was) and not same_value:
-            differing.append(field.encode_name)
+            differing.append(property_name)
     if isinstance(old, Certificate) and fields["der"] is not None:
         own = ("HasPrivateKey", "IsSelfSigned", "Services", "Status")  # all else follows from the bytes
         names = {cmdlets.FIELDS[Certificate][name] for name in own} | {"der"}
@@ -245,10 +250,15 @@ def merge(old: S, new: S) -> tuple[S, list[str]]:
     return type(old)(**fields), differing
 
 
+@cache
+def _fields(struct: type[msgspec.Struct]) -> tuple[tuple[str, str], ...]:
+    return tuple((field.name, field.encode_name) for field in msgspec.structs.fields(struct))
+
+
 def _says_nothing(value: object) -> bool:
     if isinstance(value, InternalTlsCert):
         return isinstance(value.unknown, str)
-    return is_unknown(value) or value == ()
+    return is_unknown(value)
 
 
 class _Shelf:
@@ -271,31 +281,35 @@ class _Shelf:
 def _note_difference(piece: Piece, differing: list[str], other: str, notes: Mapping[str, list[str]]) -> None:
     if differing:
         names = ", ".join(differing)
-        notes[piece.file].append(f"{piece.kind.value} {piece.identity}: {names} differs from {other}; the later is kept")
+        notes[piece.file].append(
+            f"{piece.kind.value} {piece.identity}: {names} differs from {other}; the later is kept"
+        )
 
 
 class _Draft:
     """A server while its objects come in."""
 
     def __init__(self, facts: Server, file: str) -> None:
-        self.facts = facts
         self.file = file
         # A snapshot may know that there are none; an export without such objects does not.
-        self.shelves = {kind: _Shelf() for kind, field in OF_A_SERVER.items() if not is_unknown(getattr(facts, field))}
+        self.shelves: dict[Kind, _Shelf] = {}
+        self.facts = self.without_lists(facts)
+
+    def without_lists(self, facts: Server) -> Server:
+        known = [kind for kind, field in OF_A_SERVER.items() if not is_unknown(getattr(facts, field))]
+        for kind in known:
+            self.shelves.setdefault(kind, _Shelf())
+        absent: dict[str, Any] = {OF_A_SERVER[kind]: ABSENT for kind in known}
+        return msgspec.structs.replace(facts, **absent)
 
     def add(self, piece: Piece, notes: Mapping[str, list[str]]) -> None:
-        facts = msgspec.structs.replace(
-            piece.facts, certificates=ABSENT, receive_connectors=ABSENT, queues=ABSENT
-        )
-        self.facts, differing = merge(self.facts, facts)
+        self.facts, differing = merge(self.facts, self.without_lists(piece.facts))
         _note_difference(piece, differing, self.file, notes)
 
     def server(self) -> Server:
         lists: dict[str, Any] = {OF_A_SERVER[kind]: tuple(shelf) for kind, shelf in self.shelves.items()}
         if self.facts.role == "Mailbox" and "receive_connectors" in lists:
-            lists["receive_connectors"] = _with_implicit(
-                lists["receive_connectors"], mailbox_delivery(self.facts.name)
-            )
+            lists["receive_connectors"] = _with_implicit(lists["receive_connectors"], mailbox_delivery(self.facts.name))
         return msgspec.structs.replace(self.facts, **lists)
 
 
@@ -328,8 +342,10 @@ def _with_implicit(known: tuple[S, ...], implicit: Any) -> tuple[S, ...]:
 # --- placing ---------------------------------------------------------------------------------------------------------
 
 
-def place(pieces: Iterable[Piece | Unplaced], *, server: str | None = None) -> Placed:
-    """Every piece in its place or among the unplaced.
+def place_pieces(
+    pieces: Iterable[Piece | Unplaced], *, server: str | None = None
+) -> tuple[Organization, Mapping[str, list[str]]]:
+    """Every piece in its place or among the unplaced; and what is to be said about each file.
 
     ``server`` is whose the objects are that do not say it themselves.
 
@@ -340,7 +356,7 @@ def place(pieces: Iterable[Piece | Unplaced], *, server: str | None = None) -> P
 
 
 # Servers before what belongs to them; certificates without a word last, as they are known by their thumbprints.
-_ORDER = {kind: at for at, kind in enumerate((*Kind,))}
+_ORDER = {kind: at for at, kind in enumerate(Kind)}
 _ORDER[Kind.BARE_CERTIFICATE] = len(_ORDER)
 _EVER = datetime(1, 1, 1, tzinfo=UTC)
 
@@ -348,7 +364,10 @@ _EVER = datetime(1, 1, 1, tzinfo=UTC)
 class _Placing:
     def __init__(self, pieces: list[Piece | Unplaced], server: str | None) -> None:
         self.notes: dict[str, list[str]] = {}
-        self.unplaced: list[Unplaced] = [item for item in pieces if isinstance(item, Unplaced)]
+        self.unplaced: dict[tuple[str, str], list[Unplaced]] = {}
+        for item in pieces:
+            if isinstance(item, Unplaced):
+                self.keep(item)
         self.drafts: dict[str, _Draft] = {}
         self.by_fqdn: dict[str, _Draft] = {}
         self.by_thumbprint: dict[str, list[_Draft]] | None = None
@@ -407,7 +426,7 @@ class _Placing:
             return
         draft = self.find(piece.owner) if piece.owner else self.default or self.by_computer(piece)
         if draft is None:
-            cure = f"it does not say whose it is: org import --server NAME {piece.file}"
+            cure = f"it does not say whose it is{CURE}{_argument(piece.file)}"
             self.leave(piece, NO_SUCH_SERVER if piece.owner else cure)
         elif isinstance(piece.facts, Server):
             draft.add(piece, self.notes)
@@ -420,7 +439,9 @@ class _Placing:
             return None
         draft = self.find(piece.computer)
         if draft is not None:
-            note = f"the certificates do not say whose they are; the cmdlet ran on {piece.computer}, so they are its own"
+            note = (
+                f"the certificates do not say whose they are; the cmdlet ran on {piece.computer}, so they are its own"
+            )
             if note not in self.notes[piece.file]:
                 self.notes[piece.file].append(note)
         return draft
@@ -430,9 +451,10 @@ class _Placing:
         certificate: Certificate = piece.facts
         drafts = [self.default] if self.default else self.of_certificate(certificate)
         if not drafts:
-            because = "no server in the sources has it as its internal transport certificate, and it does not say whose it is"
-            return self.leave(piece, f"{because}: org import --server NAME {piece.file}")
-        value = InternalTlsCert(der=certificate.der) if certificate.der else InternalTlsCert(thumbprint=str(certificate.thumbprint))
+            because = "it is not known as the internal transport certificate of a server in the sources"
+            return self.leave(piece, f"{because}{CURE}{_argument(piece.file)}")
+        der, thumbprint = certificate.der, str(certificate.thumbprint)
+        value = InternalTlsCert(der=der) if der else InternalTlsCert(thumbprint=thumbprint)
         for draft in drafts:
             facts = Server(name=draft.facts.name, internal_tls_cert=value)
             draft.add(msgspec.structs.replace(piece, facts=facts, identity=draft.facts.name), self.notes)
@@ -448,21 +470,29 @@ class _Placing:
         if drafts := self.by_thumbprint.get(str(certificate.thumbprint)):
             return drafts
         only = next(iter(self.drafts.values())) if len(self.drafts) == 1 else None
-        if only and any(certificate.named(name) is True for name in (only.facts.name, only.facts.fqdn) if isinstance(name, str)):
+        names = (only.facts.name, only.facts.fqdn) if only else ()
+        if only and any(isinstance(name, str) and certificate.named(name) is True for name in names):
             return [only]
         return []
 
     def leave(self, piece: Piece, because: str) -> None:
         facts = piece.facts
-        plain = certificate_builtins(facts) if isinstance(facts, Certificate) else msgspec.to_builtins(facts)
+        plain = certificate_builtins(facts) if isinstance(facts, Certificate) else facts
         item = Unplaced(
-            file=piece.file, type=piece.kind.value, identity=piece.identity, because=because, object=plain
+            file=piece.file,
+            type=piece.kind.value,
+            identity=piece.identity,
+            because=because,
+            object=msgspec.json.decode(msgspec.json.encode(plain)),  # as the snapshot will hold it
         )
-        same = (other for other in self.unplaced if other.type == item.type and other.identity == item.identity)
-        if all(other.object != item.object for other in same):
-            self.unplaced.append(item)
+        self.keep(item)
 
-    def result(self) -> Placed:
+    def keep(self, item: Unplaced) -> None:
+        same = self.unplaced.setdefault((item.type, item.identity), [])
+        if all(other.object != item.object for other in same):
+            same.append(item)
+
+    def result(self) -> tuple[Organization, Mapping[str, list[str]]]:
         lists: dict[str, Any] = {OF_THE_ORGANIZATION[kind]: tuple(shelf) for kind, shelf in self.shelves.items()}
         if "send_connectors" in lists:
             implicit = SendConnector(identity=INTRA_ORGANIZATION, implicit=True)  # no cmdlet lists it [FACT D 6.2]
@@ -471,7 +501,7 @@ class _Placing:
             schema="anontls/org/1",
             name=self.names[0] if self.names else None,
             servers=tuple(self.drafts[name].server() for name in sorted(self.drafts)),
-            unplaced=tuple(self.unplaced),
+            unplaced=tuple(item for same in self.unplaced.values() for item in same),
             **lists,
         )
-        return Placed(organization=organization, notes=self.notes)
+        return organization, self.notes

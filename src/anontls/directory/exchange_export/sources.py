@@ -116,7 +116,7 @@ def _unpack(archive: SourceFile) -> Iterator[SourceFile]:
                 total += len(data)
                 yield SourceFile(name, data)
     except _ZIP_FAULTS as e:
-        raise MalformedInput(archive.name, f"the archive cannot be unpacked: {e or type(e).__name__}") from e
+        raise MalformedInput(archive.name, f"the archive cannot be unpacked: {str(e) or type(e).__name__}") from e
 
 
 def _unpack_entry(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str, left: int) -> bytes:
@@ -138,27 +138,33 @@ def _unpack_entry(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str, le
     return bytes(data)
 
 
+def encoding_of(data: bytes) -> tuple[str, int]:
+    """The encoding of a text, and the byte behind its mark.
+
+    Where there is no mark, UTF-16 shows by a NUL in every other byte; anything else is taken for UTF-8.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16-LE" if data[0] == 0xFF else "UTF-16-BE", 2
+    if data.startswith(b"\xef\xbb\xbf"):
+        return "UTF-8", 3
+    head = data[:4096]
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    # text is mostly ASCII: one of its two bytes is mostly 0, and the other never
+    if max(even, odd) > len(head) // 4 and min(even, odd) == 0:
+        return "UTF-16-LE" if odd else "UTF-16-BE", 0
+    return "UTF-8", 0
+
+
 def decode(data: bytes, name: str) -> str:
     """The text of a file that PowerShell wrote: UTF-8 or UTF-16, with a byte order mark or without.
 
     Windows PowerShell redirects to UTF-16, ``Export-Clixml`` writes UTF-16 or UTF-8 by version [PS-EXPORT-CLIXML].
-    Where there is no mark, UTF-16 shows by a NUL in every other byte.  ANSI code pages are not guessed.
+    ANSI code pages are not guessed.
 
     Raises:
         MalformedInput: neither; says at which byte.
     """
-    start = 0
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding, start = "UTF-16-LE" if data[0] == 0xFF else "UTF-16-BE", 2
-    elif data.startswith(b"\xef\xbb\xbf"):
-        encoding, start = "UTF-8", 3
-    else:
-        encoding = "UTF-8"
-        head = data[:4096]
-        even, odd = head[0::2].count(0), head[1::2].count(0)
-        # text is mostly ASCII: one of its two bytes is mostly 0, and the other never
-        if max(even, odd) > len(head) // 4 and min(even, odd) == 0:
-            encoding = "UTF-16-LE" if odd else "UTF-16-BE"
+    encoding, start = encoding_of(data)
     try:
         return str(memoryview(data)[start:], encoding)
     except UnicodeDecodeError as e:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from typing import Literal
 
+from anontls.events import CATALOGUE
 from anontls.facts import ABSENT, Unknown
 
 Language = Literal["en", "de"]
 LANGUAGES: tuple[Language, ...] = ("en", "de")
 
 
+@cache
 def texts(language: Language) -> Mapping[str, str]:
     """The catalogue of a language."""
     if language == "de":
-        from anontls.report.language import de
+        from anontls.report.language import completeness_de, de
 
-        return de.TEXTS
-    from anontls.report.language import en
+        return de.TEXTS | completeness_de.TEXTS
+    from anontls.report.language import completeness_en, en
 
-    return en.TEXTS
+    return en.TEXTS | completeness_en.TEXTS
+
+
+def event_text(language: Language, event: int, part: Literal["text", "when", "remedy", "level_note"]) -> str:
+    """A part of the event catalogue; English is the catalogue's own language."""
+    return str(getattr(CATALOGUE[event], part)) if language == "en" else texts(language)[f"event.{event}.{part}"]
 
 
 def say(language: Language, key: str, values: Mapping[str, object] | None = None) -> str:

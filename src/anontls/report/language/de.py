@@ -157,6 +157,10 @@ TEXTS: dict[str, str] = {
     "word.verb-only": "nur Verb",
     "word.temporary": "vorläufig",
     "word.summary": "{decisions} Entscheidungen: {certificate} mit Zertifikat, {verb_only} nur Verb, {none} ohne, {unknown} nicht bekannt",
+    "word.in-practice": "wie geschrieben; in der Praxis das des Empfängers",
+    "fact.certificates": "der Zertifikatspeicher",
+    "word.to-run": "nicht bekannt; diese Cmdlets würden es zeigen (Schritt, Cmdlet):",
+    "word.and-more": "und {count} weitere (anontls org check nennt alle)",
     "column.server": "Server",
     "column.scenario": "Szenario",
     "column.for": "Connector oder Warteschlange",
@@ -183,9 +187,82 @@ TEXTS: dict[str, str] = {
     "picture.end.outbound": "Zertifikat geladen, {verb} verwendet",
     "picture.end.inbound": "Zertifikat geladen, {verb} angekündigt",
     "picture.end.startup": "Zertifikat für Sitzungen verfügbar",
-    "picture.expired-goes-on": "abgelaufen: geht weiter",
+    "picture.expired-goes-on": "Abgelaufen: geht trotzdem weiter",
     "picture.end.unknown": "Nicht bekannt: hier geht es nicht weiter",
     "picture.end.verb-only": "{verb} mit dem Zertifikat des Empfängers",
+    "picture.end.ephemeral.outbound": "Vorläufiges selbstsigniertes Zertifikat, {verb} verwendet",
+    "picture.end.ephemeral.inbound": "Vorläufiges selbstsigniertes Zertifikat, {verb} angekündigt",
+    "picture.end.ephemeral.startup": "Vorläufiges selbstsigniertes Zertifikat für Sitzungen",
+    "picture.missing": "es fehlt: {fact}",
+    "picture.end.role": "Die weiteren Schritte hängen von der Rolle des Servers ab",
+    "picture.to-mailbox": "zu Postfachserver",
     "picture.not-asked": "nicht gefragt",
     "picture.legend": "Der genommene Weg ist fett gezeichnet; was nicht gefragt wurde, ist gestrichelt.",
+    "event.level": "Stufe",
+    "event.source": "Quelle",
+    "event.category": "Kategorie",
+    "event.text": "Text",
+    "event.when": "Anlass",
+    "check.complete": "es fehlt nichts: jede Frage kann entschieden werden",
+    "event.1035.text": "Ein Server unter {address} konnte sich am Empfangsconnector {connector} nicht authentifizieren: {error}."
+    " Verfahren: {mechanism}.",
+    "event.1035.when": "eine eingehende Authentifizierung (EXCHANGEAUTH, GSSAPI, NTLM, LOGIN) scheitert",
+    "event.1035.remedy": "Uhren beider Server vergleichen, die SMTPSVC-Einträge mit `setspn -L {server}`, die Kerberos-Ports und die"
+    " Replikation zwischen den Domänencontrollern prüfen.",
+    "event.1035.level_note": "in der Praxis Warnung; der Supportartikel nennt es Fehler",
+    "event.2016.text": "{server} konnte die Anmeldedaten für den Sendeconnector {connector} nicht vorbereiten: {error}."
+    " Verfahren: {mechanism}, Ziel: {target}.",
+    "event.2016.when": "vor einer ausgehenden Authentifizierung lassen sich die Anmeldedaten nicht einrichten",
+    "event.2016.remedy": "Anmeldedaten neu eingeben: `Set-SendConnector {connector} -AuthenticationCredential (Get-Credential)`.",
+    "event.2017.text": "Eine ausgehende Authentifizierung am Sendeconnector {connector} ist gescheitert: {error}."
+    " Verfahren: {mechanism}, Ziel: {target}.",
+    "event.2017.when": "der Sender bekommt kein Kerberos-Ticket für das Ziel, oder das Ziel lehnt es ab",
+    "event.2017.remedy": "Domänencontroller, Vertrauensstellung und Dienstprinzipalnamen prüfen: `setspn -Q {target}`.",
+    "event.12012.text": "Das interne Transportzertifikat von {server} konnte nicht aus dem Verzeichnis gelesen werden: {reason}."
+    " Die Authentifizierung gegenüber anderen Exchange-Servern mit diesem Zertifikat ist nicht möglich.",
+    "event.12012.when": "der Transportdienst startet und msExchServerInternalTLSCert ist NULL oder nicht lesbar; nie während einer"
+    " Sitzung",
+    "event.12012.remedy": "Enable-ExchangeCertificate -Server {server} -Thumbprint <Fingerabdruck> -Services SMTP"
+    " (oder zuerst New-ExchangeCertificate), dann die Replikation abwarten.",
+    "event.12012.level_note": "als Fehler dokumentiert; die Überwachung meldet eine Warnung",
+    "event.12013.text": "{server} kann sein internes Transportzertifikat {thumbprint} nicht aus dem Zertifikatspeicher des lokalen"
+    " Computers laden.",
+    "event.12013.when": "im Speicher liegt kein verwendbares Zertifikat mit dem Fingerabdruck, den das Verzeichnis nennt",
+    "event.12013.remedy": "Enable-ExchangeCertificate -Server {server} -Thumbprint {thumbprint} -Services SMTP; ist es nicht mehr da:"
+    " Import-ExchangeCertificate aus einer Sicherung oder New-ExchangeCertificate.",
+    "event.12014.text": "{server} hat kein Zertifikat, um auf {connector} STARTTLS anzubieten: Für {name} liegt kein verwendbares im"
+    " Zertifikatspeicher des lokalen Computers (Fqdn des Connectors: {fqdn}).",
+    "event.12014.when": "kein Zertifikat passt zum Namen des Connectors, oder keines der passenden ist verwendbar",
+    "event.12014.remedy": "Set-ReceiveConnector {connector} -Fqdn <Name in einem Zertifikat>, oder ein Zertifikat für {name}"
+    " importieren und Enable-ExchangeCertificate -Services SMTP.",
+    "event.12014.level_note": "in Protokollen ab 2010 Fehler; der Artikel zu 2007 nennt es Warnung",
+    "event.12015.text": "Das interne Transportzertifikat {thumbprint} von {server} ist am {not_after} abgelaufen. Es wird weiter"
+    " verwendet.",
+    "event.12015.when": "„Gültig bis“ des internen Transportzertifikats ist überschritten",
+    "event.12015.remedy": "Get-ExchangeCertificate -Server {server} -Thumbprint {thumbprint} | New-ExchangeCertificate",
+    "event.12015.level_note": "die Dokumentation sagt im Text Information; in der Praxis Warnung",
+    "event.12016.text": "Das Zertifikat {thumbprint}, mit dem {server} für {name} STARTTLS anbietet, ist am {not_after} abgelaufen.",
+    "event.12016.when": "„Gültig bis“ des für STARTTLS gewählten Zertifikats ist überschritten",
+    "event.12016.remedy": "New-ExchangeCertificate -Server {server} -DomainName {name} -Services SMTP, oder ein erneuertes"
+    " importieren.",
+    "event.12017.text": "Das interne Transportzertifikat {thumbprint} von {server} läuft in {hours} Stunden ab.",
+    "event.12017.when": "„Gültig bis“ des internen Transportzertifikats ist nahe",
+    "event.12017.remedy": "Get-ExchangeCertificate -Server {server} -Thumbprint {thumbprint} | New-ExchangeCertificate",
+    "event.12017.level_note": "die Dokumentation sagt im Text Information; die Überwachung meldet eine Warnung. Die Vorlaufzeit ist"
+    " nicht dokumentiert",
+    "event.12018.text": "Das STARTTLS-Zertifikat {thumbprint} ({subject}) von {server} läuft in {hours} Stunden ab.",
+    "event.12018.when": "„Gültig bis“ eines für STARTTLS verwendeten Zertifikats ist nahe",
+    "event.12018.remedy": "New-ExchangeCertificate -Server {server} -DomainName {name} -Services SMTP",
+    "event.12018.level_note": "die Quellen schwanken zwischen Fehler und Warnung. Die Vorlaufzeit ist nicht dokumentiert",
+    "event.12019.text": "Das interne Transportzertifikat des anderen Servers ist abgelaufen: {subject}. Die Sitzung geht weiter.",
+    "event.12019.when": "„Gültig bis“ des Zertifikats, das die Gegenseite nach X-ANONYMOUSTLS vorlegt, ist überschritten",
+    "event.12019.remedy": "Auf dem anderen Server: Get-ExchangeCertificate -Thumbprint {thumbprint} | New-ExchangeCertificate",
+    "event.12019.level_note": "die Dokumentation sagt im Text Information; ein Beispiel aus der Praxis ist nicht bekannt",
+    "event.12024.text": "{server} kann sein internes Transportzertifikat {thumbprint} nicht aus dem Zertifikatspeicher des lokalen"
+    " Computers laden und verwendet statt dessen ein vorläufiges selbstsigniertes.",
+    "event.12024.when": "wie 12013, unter der Regel store-miss=ephemeral",
+    "event.12024.remedy": "Enable-ExchangeCertificate -Server {server} -Thumbprint {thumbprint} -Services SMTP; ist es nicht mehr da:"
+    " Import-ExchangeCertificate aus einer Sicherung oder New-ExchangeCertificate.",
+    "event.12024.level_note": "die Dokumentation sagt im Text Information; dass es 12013 ersetzt, ist nur aus der Ereignisbibliothek"
+    " von 2010 bekannt",
 }
