@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def main() -> None:
         size = sum(file.stat().st_size for file in large.iterdir())
         print(f"  {size / 1e6:.0f} MB", flush=True)
         rows = []
-        for measure in (lambda: decision(small), lambda: organization(large), version):
+        for measure in (partial(decision, small), partial(organization, large), version):
             rows.append(measure())
             print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
     where = machine()

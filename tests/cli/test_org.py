@@ -17,7 +17,7 @@ def test_import_writes_a_snapshot_and_tells_what_it_read(anontls: Anontls, demo_
     output = tmp_path / "org.json"
     ran = anontls("org", "import", demo_export, "-o", output)
     assert ran.status == 0 and not ran.out
-    assert "3 servers" in ran.err and "Get-ReceiveConnector.xml" in ran.err
+    assert "servers: 3" in ran.err and "Get-ReceiveConnector.xml" in ran.err
     assert [s.name for s in snapshot.load(output, "o").servers] == ["EDGE1", "MBX1", "MBX2"]
 
 

@@ -103,6 +103,6 @@ def test_every_command_line_of_the_readme_is_understood(anontls: Anontls) -> Non
     assert len(lines) > 8
     for line in lines:
         options = [word for word in line.split() if word.startswith("-")]
-        command = [word for word in line.split() if not word.startswith("-")][0]
+        command = next(word for word in line.split() if not word.startswith("-"))
         known = anontls(*([command, line.split()[1]] if command == "org" else [command]), "--help").out
         assert all(option in known for option in options), line

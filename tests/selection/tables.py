@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -282,18 +283,24 @@ TABLES: Mapping[str, Table] = {
 }
 
 
-def decisions() -> Iterator[Decision]:
-    """A decision for each line of each table of combinations, under both values of every rule."""
-    for name, table in TABLES.items():
-        for line in read(name):
-            facts = table.facts(next(table.combinations(line)))
-            for rules in (DEFAULT, OTHER_RULES):
-                yield select(facts, rules)
-
-
 OTHER_RULES = Rules(
     mailbox_to_mailbox="verb-without-certificate",
     expired_starttls="withdrawn",
     smtp_service="chosen-anyway",
     store_miss="ephemeral",
 )
+
+
+@lru_cache
+def decisions() -> tuple[Decision, ...]:
+    """From many combinations, under both values of every rule, a decision for each way that a procedure can take."""
+    ways: dict[object, Decision] = {}
+    for name, table in TABLES.items():
+        for line in read(name):
+            for cells in itertools.islice(table.combinations(line), 0, None, 7):  # prime to the numbers of values
+                facts = table.facts(cells)
+                for rules in (DEFAULT, OTHER_RULES):
+                    decision = select(facts, rules)
+                    way = (name, rules, *(step.because for step in decision.steps))
+                    ways.setdefault(way, decision)
+    return tuple(ways.values())

@@ -155,6 +155,7 @@ def common_name(value: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, value)])
 
 
+@lru_cache
 def make_der(
     subject: x509.Name | None = None,
     issuer: x509.Name | None = None,
@@ -196,4 +197,6 @@ def _element(der: bytes) -> tuple[int, bytes, bytes]:
 
 
 def _sequence(content: bytes) -> bytes:
-    return b"\x30\x82" + len(content).to_bytes(2, "big") + content
+    size = len(content)
+    octets = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return b"\x30" + (bytes([size]) if size < 0x80 else bytes([0x80 | len(octets)]) + octets) + content

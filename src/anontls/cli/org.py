@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import zoneinfo
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -15,9 +17,20 @@ from anontls.directory import open_organization, snapshot
 from anontls.directory.completeness import Missing, missing
 from anontls.directory.exchange_export import read_export
 from anontls.errors import UsageError
-from anontls.facts import Certificate, Organization, Server, is_unknown
+from anontls.facts import (
+    Certificate,
+    Organization,
+    Queue,
+    ReceiveConnector,
+    SendConnector,
+    Server,
+    Unknown,
+    Unplaced,
+    is_unknown,
+)
 from anontls.report import json
 from anontls.report.language import Language, say, show, texts
+from anontls.selection.internal_certificate import ATTRIBUTE, THUMBPRINT
 
 
 @click.group("org")
@@ -76,23 +89,27 @@ def _imported(organization: Organization) -> str:
         computers = f", collected on {', '.join(source.computers)}" if source.computers else ""
         note = f" ({source.note})" if source.note else ""
         lines.append(f"  {source.file}: {source.objects} objects{computers}{note}")
-    computers = {computer.lower() for source in organization.sources for computer in source.computers}
-    if len(computers) > 1:
+    origins = {computer.lower() for source in organization.sources for computer in source.computers}
+    if len(origins) > 1:
         lines.append(
-            click.style(f"mixed origins: the files were collected on {', '.join(sorted(computers))}", fg="yellow")
+            click.style(f"mixed origins: the files were collected on {', '.join(sorted(origins))}", fg="yellow")
         )
     if organization.unplaced:
         lines.append(click.style(f"unplaced: {len(organization.unplaced)} objects", fg="yellow"))
-        lines += [f"  {u.type} {u.identity} ({u.file}): {u.because}" for u in organization.unplaced]
+        lines += [f"  {_unplaced(u)}" for u in organization.unplaced]
     return "\n".join(lines)
 
 
 def _contents(organization: Organization) -> str:
-    return (
-        f"{len(organization.servers)} servers, {sum(_count(s.receive_connectors) for s in organization.servers)} Receive connectors,"
-        f" {_count(organization.send_connectors)} Send connectors, {sum(_count(s.queues) for s in organization.servers)} queues,"
-        f" {sum(_count(s.certificates) for s in organization.servers)} certificates"
-    )
+    servers = organization.servers
+    counts = {
+        "servers": len(servers),
+        "Receive connectors": sum(_count(server.receive_connectors) for server in servers),
+        "Send connectors": _count(organization.send_connectors),
+        "queues": sum(_count(server.queues) for server in servers),
+        "certificates": sum(_count(server.certificates) for server in servers),
+    }
+    return ", ".join(f"{what}: {count}" for what, count in counts.items())
 
 
 def _count(value: object) -> int:
@@ -121,7 +138,7 @@ def show_(org: str, server: str | None, expiry: bool, as_of: datetime | None, la
     elif as_json:
         click.echo(json.encode(snapshot.builtins(organization)))
     else:
-        click.echo("\n".join(_described(organization, servers, now, language)))
+        click.echo("\n".join(_described(organization, servers, language)))
     return Exit.DONE
 
 
@@ -158,72 +175,64 @@ def _line(certificate: Certificate, language: Language) -> str:
     return f"{show(language, certificate.thumbprint)}  {show(language, certificate.subject)}  {day}"
 
 
-def _described(
-    organization: Organization, servers: Sequence[Server], now: datetime, language: Language
-) -> Iterator[str]:
-    yield click.style(organization.name or "", bold=True) + _contents(organization)
+def _described(organization: Organization, servers: Sequence[Server], language: Language) -> Iterator[str]:
+    if organization.name:
+        yield click.style(organization.name, bold=True)
+    yield _contents(organization)
     for server in servers:
-        yield ""
-        yield (
-            click.style(server.name, bold=True)
-            + "  "
-            + ", ".join(
-                show(language, value)
-                for value in (server.fqdn, server.server_role, server.admin_display_version, server.site)
-            )
-        )
-        attribute = server.internal_tls_cert
-        value = (
-            attribute.names
-            or attribute.error
-            or ("null" if not attribute.unknown else texts(language)["word.no-source"])
-        )
-        yield f"  InternalTransportCertificateThumbprint  {show(language, server.internal_transport_certificate_thumbprint)}"
-        yield f"  msExchServerInternalTLSCert             {value}"
-        yield from _listed(
-            "certificates",
-            server.certificates,
-            lambda c: f"{_line(c, language)}  {c.key}  {', '.join(_uses(server, c))}",
-            language,
-        )
-        yield from _listed(
-            "Receive connectors",
-            server.receive_connectors,
-            lambda c: (
-                f"{c.identity}  {show(language, c.bindings)}  {show(language, c.auth_mechanism)}"
-                + ("  (implicit)" if c.implicit else "")
-            ),
-            language,
-        )
-        yield from _listed(
-            "queues",
-            server.queues,
-            lambda q: f"{q.identity}  {show(language, q.delivery_type)}  {show(language, q.next_hop_domain)}",
-            language,
-        )
+        yield from ("", *_server(server, language))
     yield ""
-    yield from _listed(
-        "Send connectors",
-        organization.send_connectors,
-        lambda c: (
-            f"{c.identity}  {show(language, c.address_spaces)}  {show(language, c.smart_host_auth_mechanism)}"
-            + ("  (implicit)" if c.implicit else "")
-        ),
-        language,
-    )
+    yield from _listed("Send connectors", organization.send_connectors, partial(_send_connector, language), language)
     if organization.unplaced:
-        yield from _listed(
-            "unplaced", organization.unplaced, lambda u: f"{u.type} {u.identity} ({u.file}): {u.because}", language
-        )
+        yield from _listed("unplaced", organization.unplaced, _unplaced, language)
 
 
-def _listed(title: str, values: object, line: object, language: Language) -> Iterator[str]:
-    if not isinstance(values, tuple):
+def _server(server: Server, language: Language) -> Iterator[str]:
+    about = (server.fqdn, server.server_role, server.admin_display_version, server.site)
+    attribute = server.internal_tls_cert
+    value = attribute.names or attribute.error or (None if not attribute.unknown else Unknown(str(attribute.unknown)))
+    yield click.style(server.name, bold=True) + "  " + ", ".join(show(language, each) for each in about)
+    yield f"  {THUMBPRINT}  {show(language, server.internal_transport_certificate_thumbprint)}"
+    yield f"  {ATTRIBUTE:<{len(THUMBPRINT)}}  {show(language, value)}"
+    yield from _listed("certificates", server.certificates, partial(_certificate, language, server), language)
+    yield from _listed("Receive connectors", server.receive_connectors, partial(_receive_connector, language), language)
+    yield from _listed("queues", server.queues, partial(_queue, language), language)
+
+
+T = TypeVar("T")
+
+
+def _listed(title: str, values: tuple[T, ...] | Unknown, line: Callable[[T], str], language: Language) -> Iterator[str]:
+    if is_unknown(values):
         yield f"  {title}: {show(language, values)}"
         return
     yield f"  {title}"
-    assert callable(line)
     yield from (f"    {line(value)}".rstrip() for value in values)
+
+
+def _certificate(language: Language, server: Server, c: Certificate) -> str:
+    return f"{_line(c, language)}  {show(language, c.key)}  {', '.join(_uses(server, c))}"
+
+
+def _receive_connector(language: Language, c: ReceiveConnector) -> str:
+    return f"{c.identity}  {show(language, c.bindings)}  {show(language, c.auth_mechanism)}{_implicit(c)}"
+
+
+def _send_connector(language: Language, c: SendConnector) -> str:
+    mechanism = show(language, c.smart_host_auth_mechanism)
+    return f"{c.identity}  {show(language, c.address_spaces)}  {mechanism}{_implicit(c)}"
+
+
+def _implicit(connector: ReceiveConnector | SendConnector) -> str:
+    return "  (implicit)" if connector.implicit else ""
+
+
+def _queue(language: Language, q: Queue) -> str:
+    return f"{q.identity}  {show(language, q.delivery_type)}  {show(language, q.next_hop_domain)}"
+
+
+def _unplaced(u: Unplaced) -> str:
+    return f"{u.type} {u.identity} ({u.file}): {u.because}"
 
 
 @command.command("check")

@@ -29,11 +29,13 @@ def open_organization(org: str) -> Organization:
             f"{org}: reading a directory is not in this version",
             hint="give a snapshot, or a folder or archive of exports",
         )
+    if not org:  # Path("") is the folder that one is in
+        raise UsageError("ORG is empty")
     path = Path(org)
-    if not path.exists():
-        raise UsageError(f"{org}: no such file or folder")
-    if path.is_file() and path.stat().st_size <= snapshot.MAX_BYTES:
-        data = path.read_bytes()
-        if not data.startswith(ZIP) and recognise(data, org) == "snapshot":
-            return snapshot.load(data, org)  # as it is: what is decoded is decided on
+    try:
+        data = path.read_bytes() if path.is_file() and path.stat().st_size <= snapshot.MAX_BYTES else ZIP
+    except OSError as e:
+        raise UsageError(f"{org}: {e.strerror}") from None
+    if not data.startswith(ZIP) and recognise(data, org) == "snapshot":
+        return snapshot.load(data, org)  # as it is: what is decoded is decided on
     return read_export([path])

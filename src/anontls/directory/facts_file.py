@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from anontls.directory.exchange_export import cmdlets
+from anontls.directory.exchange_export import cmdlets, values
 from anontls.directory.exchange_export.cmdlets import ATTRIBUTE, Properties
 from anontls.directory.exchange_export.sources import decode, encoding_of
 from anontls.errors import AnontlsError, MalformedInput, UsageError
@@ -116,7 +116,7 @@ def session_facts(document: Any, where: str, *, default_as_of: datetime) -> Sess
         if key not in TOP_LEVEL:
             raise MalformedInput(f"{where}: {key}", f"unknown key; {_nearest(key)}")
     if document.get("schema") != SCHEMA:
-        raise MalformedInput(f"{where}: schema", f'expected "{SCHEMA}", found {cmdlets.shown(document.get("schema"))}')
+        raise MalformedInput(f"{where}: schema", f'expected "{SCHEMA}", found {values.shown(document.get("schema"))}')
     scenario = _choice(Scenario, document.get("scenario"), f"{where}: scenario")
     phase = _choice(Phase, document.get("phase", "session"), f"{where}: phase")
     if phase is Phase.STARTUP and scenario is Scenario.INBOUND_STARTTLS:
@@ -126,9 +126,9 @@ def session_facts(document: Any, where: str, *, default_as_of: datetime) -> Sess
     as_of = default_as_of
     if "as_of" in document:
         try:
-            as_of = cmdlets.time(document["as_of"])
-        except cmdlets.Unfit as e:
-            raise MalformedInput(f"{where}: as_of", f"expected {e}, found {cmdlets.shown(document['as_of'])}") from None
+            as_of = values.time(document["as_of"])
+        except values.Unfit as e:
+            raise MalformedInput(f"{where}: as_of", f"expected {e}, found {values.shown(document['as_of'])}") from None
 
     def needed(key: str, known: Collection[str], why: str) -> Properties:
         if key not in document:
@@ -180,7 +180,7 @@ def _store(document: Mapping[str, Any], where: str) -> Store | Unknown:
         case {"unknown": str(because)} as given if len(given) == 1:
             return Unknown(because)
         case other:
-            raise MalformedInput(where, f"expected a list of certificates, found {cmdlets.shown(other)}")
+            raise MalformedInput(where, f"expected a list of certificates, found {values.shown(other)}")
     certificates = []
     for at, entry in enumerate(entries):
         place = f"{where}[{at}]"
@@ -191,7 +191,7 @@ def _store(document: Mapping[str, Any], where: str) -> Store | Unknown:
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise MalformedInput(where, f"expected an object, found {cmdlets.shown(value)}")
+        raise MalformedInput(where, f"expected an object, found {values.shown(value)}")
     return value
 
 
@@ -201,12 +201,12 @@ def _checked(given: dict[str, Any], known: Collection[str], where: str) -> dict[
     return given
 
 
-def _choice(values: type[E], given: Any, where: str) -> E:
+def _choice(kinds: type[E], given: Any, where: str) -> E:
     try:
-        return values(given)
+        return kinds(given)
     except ValueError:
-        known = " or ".join(v.value for v in values)
-        raise MalformedInput(where, f"expected {known}, found {cmdlets.shown(given)}") from None
+        known = " or ".join(v.value for v in kinds)
+        raise MalformedInput(where, f"expected {known}, found {values.shown(given)}") from None
 
 
 def _nearest(key: str) -> str:

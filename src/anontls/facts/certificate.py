@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -15,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, r
 from cryptography.x509.oid import NameOID
 
 from anontls.facts.enums import CERTIFICATE_STATUS, SERVICE_BITS, Flags, enum_name, services
-from anontls.facts.names import IssuerAndSubject, any_covers, common_names, x500_text
-from anontls.facts.unknown import ABSENT, Unknown, is_null, is_unknown
+from anontls.facts.names import IssuerAndSubject, any_covers, common_names, same_name, x500_text
+from anontls.facts.unknown import ABSENT, Unknown, is_unknown
 
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 Text = str | None | Unknown
@@ -70,10 +71,10 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 
     @property
     def status_name(self) -> str | Unknown:
-        """``Status`` as a name."""
+        """``Status`` as a name; empty when it is not set."""
         if is_unknown(self.status):
             return self.status
-        return Unknown("Status is not set") if is_null(self.status) else enum_name(self.status or 0, CERTIFICATE_STATUS)
+        return enum_name("" if self.status is None else self.status, CERTIFICATE_STATUS)
 
     @property
     def service_flags(self) -> Flags | Unknown:
@@ -98,6 +99,13 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
             if is_unknown(part):
                 return part
         return False
+
+    def named_by_wildcard(self, name: str) -> bool:
+        """Whether only a wildcard makes it stand for ``name``."""
+        names = [*(self.certificate_domains or ())] if isinstance(self.certificate_domains, tuple) else []
+        if isinstance(self.subject, str):
+            names += common_names(self.subject)
+        return all(not same_name(each, name) for each in names) and any_covers(names, name)
 
     def issued_as(self, wanted: IssuerAndSubject) -> bool | Unknown:
         """Whether issuer and subject are the wanted strings, exactly [FACT C 7.2]."""
@@ -156,31 +164,31 @@ def _seconds(time: object) -> float:
 def _read_der(der: bytes, self_signed: Flag) -> dict[str, Any]:
     found: dict[str, Any] = {"thumbprint": thumbprint_of(der)}
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        subject, issuer = certificate.subject, certificate.issuer
-        found |= {
-            "subject": x500_text(subject),
-            "issuer": x500_text(issuer),
-            "not_before": certificate.not_valid_before_utc,
-            "not_after": certificate.not_valid_after_utc,
-            "version": certificate.version.value + 1,
-            # Exchange's own word for it, from the export, goes first; else equal names [RFC5280 3.2].
-            "is_self_signed": subject == issuer if is_unknown(self_signed) or self_signed is None else self_signed,
-            "certificate_domains": _domains(certificate, subject),
-        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a country code of three letters, say: a fact here, no reason to talk
+            return found | _read_x509(x509.load_der_x509_certificate(der), self_signed)
     except Exception as e:  # noqa: BLE001 hostile bytes: the library raises more than ValueError
-        because = Unknown(f"the bytes are not a certificate that can be read: {str(e)[:200] or type(e).__name__}")
-        for name in (
-            "subject",
-            "issuer",
-            "not_before",
-            "not_after",
-            "version",
-            "is_self_signed",
-            "certificate_domains",
-        ):
-            found.setdefault(name, because)
-    return found
+        why = Unknown(f"the bytes are not a certificate that can be read: {str(e)[:200] or type(e).__name__}")
+        return dict.fromkeys(FROM_X509, why) | found
+
+
+FROM_X509 = ("subject", "issuer", "not_before", "not_after", "version", "is_self_signed", "certificate_domains")
+
+
+def _read_x509(certificate: x509.Certificate, self_signed: Flag) -> dict[str, Any]:
+    subject, issuer = certificate.subject, certificate.issuer
+    # Exchange's own word for it, from the export, goes first; else equal names [RFC5280 3.2].
+    own = subject == issuer if is_unknown(self_signed) or self_signed is None else self_signed
+    values = (
+        x500_text(subject),
+        x500_text(issuer),
+        certificate.not_valid_before_utc,
+        certificate.not_valid_after_utc,
+        certificate.version.value + 1,
+        own,
+        _domains(certificate, subject),
+    )
+    return dict(zip(FROM_X509, values, strict=True))
 
 
 def _domains(certificate: x509.Certificate, subject: x509.Name) -> tuple[str, ...] | Unknown:
@@ -249,7 +257,7 @@ class InternalTlsCert(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
         """The thumbprint of the certificate that the attribute names; ``None`` when it names none."""
         if isinstance(self.thumbprint, str):
             return normal_thumbprint(self.thumbprint) or None
-        return thumbprint_of(self.der) if isinstance(self.der, bytes) else None
+        return thumbprint_of(self.der) if isinstance(self.der, bytes) and self.der else None
 
 
 #: No source says anything of the attribute.

@@ -66,7 +66,7 @@ def services(value: str | int) -> Flags:
 
 def _flags(value: str | int, bits: Mapping[int, str]) -> Flags:
     text = str(value).strip()
-    if text.lstrip("-").isdecimal() and text.isascii():
+    if text.removeprefix("-").isdecimal() and text.isascii() and len(text) < 20:
         number = int(text)
         names = frozenset(name.lower() for bit, name in bits.items() if number & bit)
         return Flags(names, number & ~sum(bits), text)
@@ -76,7 +76,7 @@ def _flags(value: str | int, bits: Mapping[int, str]) -> Flags:
 def enum_name(value: str | int, names: Mapping[int, str]) -> str | Unknown:
     """The name of an enumeration value; unknown when it is an integer without a confirmed name."""
     text = str(value).strip()
-    if text.lstrip("-").isdecimal() and text.isascii():
+    if text.removeprefix("-").isdecimal() and text.isascii() and len(text) < 20:
         return names.get(int(text)) or Unknown(f"the value is the number {text}, whose name is not confirmed")
     return text
 

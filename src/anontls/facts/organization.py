@@ -125,9 +125,9 @@ class Queue(_Object, frozen=True, kw_only=True, omit_defaults=True):
     def delivery(self) -> DeliveryType | str | Unknown:
         """``DeliveryType``; as text when it is none of the documented values."""
         value = self.delivery_type
-        if value is None or is_unknown(value):
-            return Unknown("DeliveryType is not set") if value is None else value
-        text = enum_name(value, {})
+        if is_unknown(value):
+            return value
+        text = enum_name("" if value is None else value, {})
         return text if is_unknown(text) else DeliveryType.parse(text) or text
 
 
@@ -280,14 +280,15 @@ def connector_for_session(server: Server, peer: Address, port: int) -> ReceiveCo
         if connector.enabled is False:
             continue
         bindings, ranges = connector.bindings, connector.remote_ip_ranges
-        for name, value in (("Enabled", connector.enabled), ("Bindings", bindings), ("RemoteIPRanges", ranges)):
-            if is_unknown(value) and not (name == "Enabled" and value is ABSENT):
-                doubts.append(f"{name} of {connector.identity} is not known: {value.because}")
         try:
-            bound = isinstance(bindings, tuple) and any(
-                p == port and a.version == peer.version for a, p in map(binding, bindings)
-            )
-            spans = [ip_range(r) for r in ranges] if isinstance(ranges, tuple) and bound else []
+            if not is_unknown(bindings) and not any(
+                p == port and a.version == peer.version for a, p in map(binding, bindings or ())
+            ):
+                continue
+            for name, value in (("Enabled", connector.enabled), ("Bindings", bindings), ("RemoteIPRanges", ranges)):
+                if is_unknown(value) and not (name == "Enabled" and value == ABSENT):
+                    doubts.append(f"{name} of {connector.identity} is not known: {value.because}")
+            spans = [ip_range(r) for r in ranges] if isinstance(ranges, tuple) else []
         except ValueError as e:
             doubts.append(f"{connector.identity}: {e}")
             continue

@@ -9,6 +9,10 @@ from anontls.facts import Certificate, Phase, Queue, Scenario, is_unknown
 from anontls.report.language import Language, event_text, say, show, texts
 from anontls.selection import Decision, Outcome, Question, Result, Step, questions
 
+# The configuration naming context, where server objects lie; an Edge server's is in its AD LDS [FACT D 5.5].
+SEARCH = "Get-ADObject -SearchBase (Get-ADRootDSE).configurationNamingContext"
+EDGE_SEARCH = "Get-ADObject -Server localhost:50389 -SearchBase (Get-ADRootDSE -Server localhost:50389).configurationNamingContext"
+
 
 def quoted(name: str) -> str:
     """``name`` as a PowerShell argument."""
@@ -29,6 +33,8 @@ class Explanation:
             "server": quoted(facts.server.name),
             "connector": quoted(self.connector) if self.connector else "<connector>",
             "thumbprint": "<thumbprint>",
+            "name": facts.server.name,
+            "search": EDGE_SEARCH if facts.server.role == "Edge" else SEARCH,
         }
         self._questions = {question.step: question for question in questions(facts)}
 
@@ -41,7 +47,10 @@ class Explanation:
 
     def because(self, step: Step) -> str:
         """Why it ended as it did, with the observed value."""
-        return self._say("because." + step.because, self._values(step))
+        sentence = self._say("because." + step.because, self._values(step))
+        notes = step.values.get("notes", ())
+        assert isinstance(notes, tuple)
+        return "; ".join([sentence, *(self._say(f"note.{note}", step.values) for note in notes)])
 
     def _values(self, step: Step) -> dict[str, object]:
         """The values, a fact that is no property under the name that readers know."""
@@ -103,8 +112,9 @@ class Explanation:
         facts = self.decision.facts
         if facts.phase is Phase.STARTUP:
             return ""
-        if facts.queue is not None and facts.scenario is Scenario.OUTBOUND_ANONYMOUS and facts.send_connector is None:
-            return self._headline("for-queue", {"queue": self.queue(facts.queue)})
+        queue = decision_queue(self.decision)
+        if queue is not None:
+            return self._headline("for-queue", {"queue": self.queue(queue)})
         return self._headline("for-connector", {"connector": self.connector}) if self.connector else ""
 
     def queue(self, queue: Queue) -> str:

@@ -61,7 +61,9 @@ def _wrapped(text: str, margin: str, width: int) -> list[str]:
 
 
 def _difference(difference: Difference, language: Language) -> str:
-    what = f"{difference.verb or texts(language)['word.none']}, {_certificate_word(difference, language)}"
+    what = _certificate_word(difference, language)
+    if difference.verb:
+        what = f"{difference.verb}, {what}"
     if difference.events:
         what += " [" + ", ".join(say(language, "word.event", {"id": event}) for event in difference.events) + "]"
     return say(language, "word.differs", {"rule": difference.rule, "value": difference.value, "what": what})

@@ -38,6 +38,12 @@ def tls_authentication(search: Search) -> Step:
     return auth_mechanism_holds(search, "Tls")
 
 
+class Malformed(str):
+    """A ``TlsCertificateName`` that is not of its form; nothing can match it."""
+
+    __slots__ = ()
+
+
 def name_to_look_for(search: Search) -> Step:
     """Step 2, an action."""
     connector, server = search.facts.receive_connector, search.facts.server
@@ -48,7 +54,7 @@ def name_to_look_for(search: Search) -> Step:
         try:
             search.name = parse_tls_certificate_name(wanted)
         except ValueError:
-            search.name = wanted
+            search.name = Malformed(wanted)
             return search.passed("2.malformed", {"name": wanted})
         return search.passed("2.tls-certificate-name", {"name": wanted})
     fqdn = ABSENT if connector is None else connector.fqdn
@@ -77,18 +83,21 @@ def any_match(search: Search) -> Step:
         return search.not_known("Subject, CertificateDomains", search.doubtful[0][1])
     values = _values(search, count=len(store), matches=len(search.candidates))
     if not search.candidates:
-        return search.stopped("3.none" if _well_formed(name) else "3.malformed", values, event=12014)
-    return search.passed("3.matches", {**values, "thumbprints": tuple(c.thumbprint for c in search.candidates)})
+        because = "3.malformed" if isinstance(name, Malformed) else "3.none"
+        return search.stopped(because, values, event=12014)
+    values["thumbprints"] = tuple(c.thumbprint for c in search.candidates)
+    if isinstance(name, str) and any(c.named_by_wildcard(name) for c in search.candidates):
+        values["notes"] = ("wildcard",)
+    return search.passed("3.matches", values)
 
 
 def _matches(certificate: Certificate, name: object) -> bool | Unknown:
-    if isinstance(name, IssuerAndSubject):
-        return certificate.issued_as(name)
-    return certificate.named(str(name)) if _well_formed(name) else False
-
-
-def _well_formed(name: object) -> bool:
-    return isinstance(name, IssuerAndSubject) or "<" not in str(name)
+    match name:
+        case IssuerAndSubject():
+            return certificate.issued_as(name)
+        case Malformed():
+            return False
+    return certificate.named(str(name))
 
 
 def _values(search: Search, **more: object) -> dict[str, object]:
@@ -103,8 +112,9 @@ def any_eligible(search: Search) -> Step:
     eligible: list[Certificate] = []
     doubtful: list[tuple[Certificate, Unknown]] = []
     lacks: list[str] = []
-    lacks_only_smtp = False
-    doubt = {id(c): why for c, why in search.doubtful}
+    rule: str | None = None
+    without_smtp = False
+    match_doubt = {id(c): why for c, why in search.doubtful}
     for certificate in [*search.candidates, *(c for c, _ in search.doubtful)]:
         version, key, smtp = certificate.version, certificate.has_private_key, certificate.serves_smtp()
         wanted = {
@@ -113,67 +123,113 @@ def any_eligible(search: Search) -> Step:
             "SMTP": smtp,
         }
         lacking = [name for name, has in wanted.items() if not has]
-        unknown = next((has for has in wanted.values() if is_unknown(has)), None) or doubt.get(id(certificate))
-        if lacking == ["SMTP"]:
-            lacks_only_smtp = True
-            lacking = [] if anyway else lacking
+        if smtp is not True and lacking in ([], ["SMTP"]):
+            rule = "smtp-service"  # the answer to this one hangs on it
+            if anyway:
+                without_smtp = without_smtp or bool(lacking)
+                lacking, wanted["SMTP"] = [], True
+        unknown = next((has for has in wanted.values() if is_unknown(has)), None) or match_doubt.get(id(certificate))
         if lacking:
             lacks.append(f"{certificate.thumbprint}: {', '.join(lacking)}")
         elif unknown is not None:
             doubtful.append((certificate, unknown))
         else:
             eligible.append(certificate)
+    search.candidates, search.doubtful = eligible, doubtful
     if not eligible and doubtful:
-        return search.not_known("Services, HasPrivateKey, Version", doubtful[0][1])
-    rule = "smtp-service" if lacks_only_smtp else None
-    values = _values(search, lacks=tuple(lacks), eligible=len(eligible), matches=len(search.candidates))
+        return search.not_known("Services, HasPrivateKey, Version", doubtful[0][1], rule=rule)
+    matches = len(eligible) + len(lacks)
+    values = _values(search, lacks=tuple(lacks), eligible=len(eligible), matches=matches)
     if not eligible:
         return search.stopped("4.none-eligible", values, event=12014, rule=rule)
-    search.candidates, search.doubtful = eligible, doubtful
-    if lacks_only_smtp and anyway:
+    if without_smtp:
         return search.noted("4.smtp-missing", values, rule=rule)
     return search.passed("4.eligible", values, rule=rule)
 
 
 def choose(search: Search) -> Step:
     """Step 5, an action."""
-    contenders = [*search.candidates, *(c for c, _ in search.doubtful)]
-    if len(contenders) > 1:  # an order needs the dates
-        for name, times in (
-            ("NotBefore", [c.not_before for c in contenders]),
-            ("NotAfter", [c.not_after for c in contenders]),
-        ):
-            for time in times:
-                if is_unknown(time):
-                    return search.not_known(name, time)
-    chosen = _first_choice(contenders)
-    if is_unknown(chosen):
-        return search.not_known("Status, IsSelfSigned", chosen)
-    for certificate, why in search.doubtful:
-        if certificate is chosen:
-            return search.not_known("Subject, CertificateDomains, Services, HasPrivateKey, Version", why)
+    contenders = [_Contender(c, None) for c in search.candidates] + [_Contender(c, why) for c, why in search.doubtful]
     values = _values(search, eligible=len(search.candidates))
-    if chosen is None:
+    if not any(contender.may_be_pki or contender.may_be_self_signed for contender in contenders):
         return search.stopped("5.none", values, event=12014)
-    search.certificate = chosen
-    values |= {"thumbprint": chosen.thumbprint, "subject": chosen.subject, "not_before": chosen.not_before}
-    return search.passed("5.self-signed" if chosen.is_self_signed else "5.pki", values)
+    contenders.sort(key=lambda contender: contender.certificate.sort_key)
+    pki = next((c for c in contenders if c.is_pki), None)
+    any_kind = next((c for c in contenders if c.is_either), None)
+    chosen = next((c for c in (pki, any_kind) if c and c.wins(contenders)), None)
+    if chosen is None:
+        fact, why = next(c.doubt for c in contenders if c.doubt)
+        return search.not_known(fact, why)
+    certificate = search.certificate = chosen.certificate
+    values |= {
+        "thumbprint": certificate.thumbprint,
+        "subject": certificate.subject,
+        "not_before": certificate.not_before,
+    }
+    notes = []
+    if chosen.is_pki and chosen.status != "valid":
+        notes.append("valid-apart")
+        values["status"] = certificate.status
+    if any(c is not chosen and c.same_time(chosen) for c in contenders):
+        notes.append("tie")
+    if notes:
+        values["notes"] = tuple(notes)
+    return search.passed("5.self-signed" if certificate.is_self_signed else "5.pki", values)
 
 
-def _first_choice(certificates: Iterable[Certificate]) -> Certificate | Unknown | None:
-    """The first valid PKI certificate, newest first; if none, the first self-signed one; unknown if that cannot be told."""
-    first_self_signed: Certificate | None = None
-    for certificate in sorted(certificates, key=lambda c: c.sort_key):
-        self_signed, status = certificate.is_self_signed, certificate.status_name
-        if is_unknown(self_signed):
-            return self_signed
-        if self_signed:
-            first_self_signed = first_self_signed or certificate
-        elif is_unknown(status):
-            return status
-        elif status.lower() in VALID_PKI:
-            return certificate
-    return first_self_signed
+class _Contender:
+    """A certificate that may be chosen, and what it may be: a valid PKI certificate, a self-signed one, or neither."""
+
+    def __init__(self, certificate: Certificate, why_doubtful: Unknown | None) -> None:
+        self.certificate = certificate
+        own, status = certificate.is_self_signed, certificate.status_name
+        self.status = status if is_unknown(status) else status.lower()
+        may_be_foreign = is_unknown(own) or not own
+        self.may_be_self_signed = bool(own)  # an unknown may be
+        self.may_be_pki = may_be_foreign and (is_unknown(status) or self.status in VALID_PKI)
+        good_chain = not is_unknown(status) and self.status in VALID_PKI
+        self.is_pki = why_doubtful is None and good_chain and not is_unknown(own) and not own
+        self.is_either = why_doubtful is None and (good_chain if may_be_foreign else True)
+        self.doubt = next(
+            (
+                (fact, why)
+                for fact, why in (
+                    ("Services, HasPrivateKey, Version", why_doubtful),
+                    ("IsSelfSigned", own),
+                    ("Status", status),
+                    ("NotBefore", certificate.not_before),
+                    ("NotAfter", certificate.not_after),
+                )
+                if is_unknown(why)
+            ),
+            None,
+        )
+
+    def wins(self, contenders: Iterable[_Contender]) -> bool:
+        """Whether this one is chosen whatever is not known."""
+        for other in contenders:
+            if other is self:
+                continue
+            if other.may_be_pki and not (self.is_pki and self._precedes(other)):
+                return False
+            if other.may_be_self_signed and not (self.is_pki or self._precedes(other)):
+                return False
+        return True
+
+    def _precedes(self, other: _Contender) -> bool:
+        """Newest NotBefore first; then the later NotAfter, then the smaller thumbprint [FACT I 1.7]."""
+        mine, theirs = self.certificate, other.certificate
+        for one, two in ((mine.not_before, theirs.not_before), (mine.not_after, theirs.not_after)):
+            if is_unknown(one) or is_unknown(two):
+                return False
+            if one != two:
+                return two is None or (one is not None and one > two)
+        return str(mine.thumbprint) <= str(theirs.thumbprint)
+
+    def same_time(self, other: _Contender) -> bool:
+        """Whether the order between the two is a tie."""
+        time = self.certificate.not_before
+        return not is_unknown(time) and time == other.certificate.not_before
 
 
 def not_expired(search: Search) -> Step:

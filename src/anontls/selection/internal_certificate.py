@@ -37,9 +37,9 @@ def attribute_named(search: Search) -> Step:
             ATTRIBUTE, ABSENT if attribute.unknown == ABSENT.because else Unknown(attribute.unknown)
         )
     if is_null(shown) or shown is None:
-        return search.stopped("2.null-as-shown", {"reason": "null"}, event=event)
+        return search.stopped("2.null-as-shown", {"reason": "null", "notes": ("one-value",)}, event=event)
     search.thumbprint = shown
-    return search.passed("2.as-shown", {"thumbprint": shown})
+    return search.passed("2.as-shown", {"thumbprint": shown, "notes": ("one-value",)})
 
 
 def in_store(search: Search) -> Step:
@@ -89,7 +89,7 @@ LAST_STEPS: Questions = (
         "2",
         "anonymous.2",
         attribute_named,
-        "([adsisearcher]'(&(objectClass=msExchExchangeServer)(cn={server}))').FindOne().Properties.msexchserverinternaltlscert",
+        "{search} -LDAPFilter '(&(objectClass=msExchExchangeServer)(cn={name}))' -Properties msExchServerInternalTLSCert",
         event=12012,
     ),
     Question(

@@ -33,14 +33,14 @@ def thumbprint_shown(search: Search) -> Step:
     if is_unknown(shown):
         # 1.a and 2 are one directory value seen twice: where only one is given, the other follows.  [FACT I 1.7]
         if attribute.names is not None:
-            return search.passed("1.a.follows", {"thumbprint": attribute.names})
+            return search.passed("1.a.follows", {"thumbprint": attribute.names, "notes": ("one-value",)})
         if not isinstance(attribute.unknown, str):
             return search.noted("1.a.decided-by-2")
         return search.not_known(THUMBPRINT, shown)
     if is_null(shown):
         return search.stopped("1.a.null")
     if attribute.names is not None and attribute.names != shown:
-        return search.noted("1.a.differs", {"thumbprint": shown, "attribute": attribute.names})
+        return search.noted("1.a.differs", {"thumbprint": shown, "attribute": attribute.names, "notes": ("one-value",)})
     return search.passed("1.a.shown", {"thumbprint": shown})
 
 
@@ -88,7 +88,10 @@ def dashes(search: Search) -> Step:
         if is_unknown(values):
             unknown = values
         elif any(_is_dashes(value, name) for value in values or ()):
-            return search.passed("1.c.dashes", {"property": name})
+            return search.passed(
+                "1.c.dashes",
+                {"property": name, "notes": ("dashes",)} if name == "AddressSpaces" else {"property": name},
+            )
     if unknown is not None:
         return search.not_known("SmartHosts, AddressSpaces", unknown)
     assert connector is not None

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from anontls.events import FRONT_END_TRANSPORT, TRANSPORT, Event
-from anontls.facts import Certificate, SessionFacts, Unknown
+from anontls.facts import Certificate, Scenario, SessionFacts, Unknown
 from anontls.selection.decision import Decision, Difference, Outcome, Result, Step
 from anontls.selection.rules import Rules, other_value, with_value
 
@@ -64,16 +64,17 @@ class Search:
         """No: no verb, no certificate."""
         return Step(self.step, Outcome.STOPPED, because, values, self._raise(event, values), rule, Result.NONE)
 
-    def not_known(self, fact: str, why: Unknown) -> Step:
+    def not_known(self, fact: str, why: Unknown, *, rule: str | None = None) -> Step:
         """The answer needs ``fact``, which is not known."""
         values = {"fact": fact, "why": why}
-        return Step(self.step, Outcome.UNKNOWN, "unknown", values, None, None, Result.UNKNOWN)
+        return Step(self.step, Outcome.UNKNOWN, "unknown", values, None, rule, Result.UNKNOWN)
 
     def _raise(self, event: int | None, values: Mapping[str, object]) -> Event | None:
         if event is None:
             return None
         # The same ids come from the front end service for its connectors.  [FACT D 2]
-        connector = self.facts.receive_connector
+        facts = self.facts
+        connector = None if facts.scenario is Scenario.OUTBOUND_ANONYMOUS else facts.receive_connector
         front_end = connector is not None and connector.transport_service == "FrontendTransport"
         return Event(event, FRONT_END_TRANSPORT if front_end else TRANSPORT, values)
 

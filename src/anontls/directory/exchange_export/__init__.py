@@ -13,7 +13,8 @@ from anontls.directory import snapshot
 from anontls.directory.exchange_export.cmdlet_object import CmdletObject
 from anontls.directory.exchange_export.cmdlets import recognise_kind
 from anontls.directory.exchange_export.formats import read_objects, recognise
-from anontls.directory.exchange_export.place import OF_THE_ORGANIZATION, Piece, piece_of, pieces_of, place_pieces
+from anontls.directory.exchange_export.pieces import OF_THE_ORGANIZATION, Piece, piece_of, pieces_of
+from anontls.directory.exchange_export.place import place_pieces
 from anontls.directory.exchange_export.sources import SourceFile, open_sources
 from anontls.errors import MalformedInput
 from anontls.facts import ABSENT, Organization, Source, Unplaced, is_unknown

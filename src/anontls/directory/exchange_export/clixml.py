@@ -202,7 +202,7 @@ class _Reader:
                 value = read(pieces[0] if len(pieces) == 1 else "".join(pieces))
             except (ValueError, KeyError, OverflowError):
                 raise self.error(f"<{tag}> holds {''.join(pieces)[:60]!r}, which it cannot") from None
-            if parent == "Props" and owner.properties is not None:  # first, because most are this
+            if name and parent == "Props" and owner.properties is not None:  # first, because most are this
                 owner.properties[_name(name) if "_x" in name else name] = value
             else:
                 self.add(_name(name), value, tag)

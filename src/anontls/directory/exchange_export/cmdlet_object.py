@@ -30,7 +30,8 @@ class LocalTime(msgspec.Struct, frozen=True):
 class CmdletObject(msgspec.Struct, frozen=True, kw_only=True):
     """``file`` is the name as the user gave it (``export.zip/Get-Queue.xml`` inside an archive), ``where`` the place of
     the object in it (``object 3``, ``line 120``), ``types`` its .NET type names, most derived first, without the
-    prefixes ``Deserialized.`` and ``Selected.``; empty where the format has none."""
+    prefixes ``Deserialized.`` and ``Selected.``; empty where the format has none.
+    """
 
     file: str
     where: str

@@ -110,7 +110,8 @@ _BYTE = re.compile(r"1?\d?\d|2[0-4]\d|25[0-5]", re.ASCII)
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
 _DATED_NAME = re.compile(r"(?:NotBefore|NotAfter|Valid\w*|\w*Date|\w*Time|When\w*)(?:UTC|Utc)?")
 _DATE = re.compile(
-    r"(\d{1,4})([./-])(\d{1,2})\2(\d{1,4})[ T](\d{1,2})[:.](\d\d)(?:[:.](\d\d)(?:\.\d+)?)? ?([AaPp]\.?[Mm]\.?)?(Z|[+-]\d\d:\d\d)?"
+    r"(\d{1,4})([./-])(\d{1,2})\2(\d{1,4})[ T](\d{1,2})[:.](\d\d)(?:[:.](\d\d)(?:\.\d+)?)? ?([AaPp]\.?[Mm]\.?)?(Z|[+-]\d\d:\d\d)?",
+    re.ASCII,
 )
 
 
@@ -154,6 +155,8 @@ def _date(text: str) -> datetime | LocalTime:
     elif second > 12:
         year, month, day = third, first, second
     else:
+        return LocalTime(text, None)
+    if not 1601 <= year < 2400 and year != 9999:  # other calendars count other years
         return LocalTime(text, None)
     if half and 1 <= hour <= 12:
         hour = hour % 12 + (12 if half == "p" else 0)

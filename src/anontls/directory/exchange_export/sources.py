@@ -7,15 +7,13 @@ Nothing of an archive is written to disk, and no number in its header is believe
 from __future__ import annotations
 
 import io
-import lzma
 import os
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from anontls.errors import MalformedInput, UsageError
 
@@ -26,20 +24,6 @@ MAX_ARCHIVE_RATIO: Final = 250  # all entries unpacked to the archive; real expo
 RATIO_MATTERS_FROM: Final = 16 << 20  # a small file of blanks harms nobody
 
 _PIECE = 1 << 20
-
-#: What :mod:`zipfile` and the decompressors raise on archives that are damaged or made to do damage.
-_ZIP_FAULTS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-    NotImplementedError,
-    RuntimeError,
-    UnicodeError,
-    ValueError,
-    OverflowError,
-)
 
 
 @dataclass(frozen=True)
@@ -65,7 +49,7 @@ def open_sources(paths: Iterable[str | Path]) -> Iterator[SourceFile]:
             archives in it.
     """
     for path in map(Path, paths):
-        for file in _files_in_folder(path) if path.is_dir() else (path,):
+        for file in _files(path):
             source = _read(file)
             if source.data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
                 yield from _unpack(source)
@@ -73,8 +57,14 @@ def open_sources(paths: Iterable[str | Path]) -> Iterator[SourceFile]:
                 yield source
 
 
-def _files_in_folder(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder, onerror=_refuse):  # does not follow links
+def _files(path: Path) -> Iterator[Path]:
+    try:
+        if not path.is_dir():
+            yield path
+            return
+    except OSError as e:  # such as a name that is too long
+        _refuse(e)
+    for parent, folders, files in os.walk(path, onerror=_refuse):  # does not follow links
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             file = Path(parent, name)
@@ -82,8 +72,10 @@ def _files_in_folder(folder: Path) -> Iterator[Path]:
                 yield file
 
 
-def _refuse(error: OSError) -> None:
-    raise UsageError(f"{error.filename}: {error.strerror or error}") from error
+def _refuse(error: OSError) -> NoReturn:
+    raise UsageError(
+        f"{error.filename}: {error.strerror or error}", hint="Give files, folders or zip archives that exist."
+    ) from error
 
 
 def _read(path: Path) -> SourceFile:
@@ -91,9 +83,10 @@ def _read(path: Path) -> SourceFile:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
             modified = os.fstat(file.fileno()).st_mtime
-    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
-        reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
-        raise UsageError(f"{path}: {reason}", hint="Give files, folders or zip archives that exist.") from e
+    except OSError as e:
+        _refuse(e)
+    except ValueError as e:  # a NUL in the name
+        raise UsageError(f"{str(path)!r}: {e}") from e
     if len(data) > MAX_FILE_BYTES:
         raise MalformedInput(str(path), f"larger than {MAX_FILE_BYTES >> 20} MiB", hint="Export in several files.")
     return SourceFile(str(path), data, datetime.fromtimestamp(modified, UTC))
@@ -115,7 +108,9 @@ def _unpack(archive: SourceFile) -> Iterator[SourceFile]:
                 data = _unpack_entry(packed, entry, name, allowed - total)
                 total += len(data)
                 yield SourceFile(name, data)
-    except _ZIP_FAULTS as e:
+    except MalformedInput:
+        raise
+    except Exception as e:  # hostile bytes: zipfile raises whatever its parts do
         raise MalformedInput(archive.name, f"the archive cannot be unpacked: {str(e) or type(e).__name__}") from e
 
 
@@ -149,9 +144,9 @@ def encoding_of(data: bytes) -> tuple[str, int]:
         return "UTF-8", 3
     head = data[:4096]
     even, odd = head[0::2].count(0), head[1::2].count(0)
-    # text is mostly ASCII: one of its two bytes is mostly 0, and the other never
-    if max(even, odd) > len(head) // 4 and min(even, odd) == 0:
-        return "UTF-16-LE" if odd else "UTF-16-BE", 0
+    # text is mostly ASCII: one of its two bytes is mostly 0, and the other hardly ever
+    if max(even, odd) > max(len(head) // 4, 10 * min(even, odd)):
+        return "UTF-16-LE" if odd > even else "UTF-16-BE", 0
     return "UTF-8", 0
 
 

@@ -72,11 +72,16 @@ TEXTS: dict[str, str] = {
     "because.6.valid": "gültig bis {not_after}, noch {days} Tage",
     "because.6.expired": "abgelaufen am {not_after}, vor {days} Tagen; es wird trotzdem angekündigt",
     "because.6.expired-withdrawn": "abgelaufen am {not_after}, vor {days} Tagen; STARTTLS wird zurückgezogen (Regel expired-starttls)",
+    "note.one-value": "dass beides ein Verzeichniswert ist, ist unsere Lesart",
+    "note.dashes": "der Artikel nennt eine Eigenschaft; dass ein Adressraum zählt, ist unsere Lesart",
+    "note.wildcard": "ein Platzhalter steht für genau eine Bezeichnung ganz links (unsere Lesart)",
+    "note.valid-apart": "sein Status {status} zählt als gültig, weil Datum und Sperrung nicht zählen (unsere Lesart)",
+    "note.tie": "bei gleichem „Gültig ab“ das mit dem späteren „Gültig bis“, dann das mit dem kleineren Fingerabdruck (unsere Lesart)",
     "because.unknown": "{fact} ist nicht bekannt: {why}",
     "remedy.1.a.null": "Dem Server ein internes Transportzertifikat geben: New-ExchangeCertificate -Server {server} -Services SMTP,"
     " und die Frage nach dem Überschreiben des Standardzertifikats mit Ja beantworten.",
     "remedy.1.a.differs": "Replikation abwarten und erneut vergleichen; bleibt es dabei: Enable-ExchangeCertificate -Server {server}"
-    " -Thumbprint {thumbprint} -Services SMTP.",
+    " -Thumbprint {attribute} -Services SMTP.",
     "remedy.1.a.decided-by-2": "{check} ausführen.",
     "remedy.1.b.other-type": "Nichts zu beheben: Diese Warteschlange führt nicht zu einem abonnierten Edge-Transport-Server.",
     "remedy.1.b.mailbox": "Nichts zu beheben. --rules mailbox-to-mailbox=verb-without-certificate entscheidet so, wie es die"

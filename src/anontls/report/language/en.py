@@ -71,12 +71,17 @@ TEXTS: dict[str, str] = {
     "because.6.valid": "valid to {not_after}, {days} days left",
     "because.6.expired": "expired on {not_after}, {days} days ago; it is advertised all the same",
     "because.6.expired-withdrawn": "expired on {not_after}, {days} days ago; STARTTLS is withdrawn (rule expired-starttls)",
+    "note.one-value": "that both are one directory value is our reading",
+    "note.dashes": "the article names one property; that an address space counts is our reading",
+    "note.wildcard": "a wildcard stands for one leftmost label (our reading)",
+    "note.valid-apart": "its Status {status} counts as valid, since date and revocation do not (our reading)",
+    "note.tie": "of those with the same Valid from the one with the later Valid to, then with the smaller thumbprint (our reading)",
     "because.unknown": "{fact} is not known: {why}",
     # --- remedies
     "remedy.1.a.null": "Give the server an internal transport certificate: New-ExchangeCertificate -Server {server} -Services SMTP,"
     " and answer Yes to overwriting the default one.",
     "remedy.1.a.differs": "Wait for replication, then compare again; if it stays, Enable-ExchangeCertificate -Server {server}"
-    " -Thumbprint {thumbprint} -Services SMTP.",
+    " -Thumbprint {attribute} -Services SMTP.",
     "remedy.1.a.decided-by-2": "Run {check}.",
     "remedy.1.b.other-type": "Nothing to mend: this queue does not lead to a subscribed Edge server.",
     "remedy.1.b.mailbox": "Nothing to mend. --rules mailbox-to-mailbox=verb-without-certificate decides as the field logs show.",
