@@ -317,7 +317,17 @@ def test_a_value_that_is_not_of_its_type_is_an_error(element: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["<Objs>", "<Objs></Obj>", "<Objs><Obj></Objs>", "<a></a>", "<Objs/><Objs/>", "<Objs>&x;</Objs>"]
+    "text",
+    [
+        "<Objs>",
+        "<S N='SerializationData'><B N='SerializationData' /></S>",
+        "<S>x</S>",
+        "<Objs></Obj>",
+        "<Objs><Obj></Objs>",
+        "<a></a>",
+        "<Objs/><Objs/>",
+        "<Objs>&x;</Objs>",
+    ],
 )
 def test_what_is_no_clixml_is_an_error(text: str) -> None:
     refused(text, "x.xml")
@@ -335,6 +345,21 @@ def test_an_object_larger_than_the_limit_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(reader, "MAX_OBJECT", 1 << 20)
     refused(clixml(Obj(("T",), "x", {"A": multi_valued("x" * 100 for _ in range(20_000))})), "larger than")
     assert len(read(clixml(*(exchange_server(f"MBX{n}") for n in range(2_000))))) == 2_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<Ref " * 400_000,
+        "<Objs><Obj><TN>" + "<T>a</T>" * 200_000,
+        "<Objs><Obj><Props>" + '<S N="a">b</S>' * 200_000,
+        '<Objs Version="1.1.0.1">' + "_x0041_" * 300_000,
+        "<!-- " * 400_000,
+    ],
+    ids=["references", "types", "properties", "escapes", "comments"],
+)
+def test_hostile_repetition_takes_no_time(text: str) -> None:
+    refused(text, "x.xml")
 
 
 def test_a_file_cut_anywhere_gives_its_whole_objects_and_then_an_error() -> None:

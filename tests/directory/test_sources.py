@@ -249,6 +249,14 @@ def test_other_files_are_refused(data: bytes, match: str) -> None:
         objects(data)
 
 
+@pytest.mark.parametrize(
+    "data", [b"<!---->" * 1_000 + b"x", b"MII" + b" " * 8_000 + b"!", b'{"schema"' + b" " * 1_000_000]
+)
+def test_hostile_heads_take_no_time(data: bytes) -> None:
+    with pytest.raises(MalformedInput):
+        objects(data)
+
+
 @given(st.binary() | st.text().map(str.encode))
 def test_any_bytes_give_objects_or_malformed_input(data: bytes) -> None:
     try:

@@ -34,6 +34,10 @@ class Commands(click.Group):
         "select": "anontls.cli.select:command",
         "org": "anontls.cli.org:command",
         "events": "anontls.cli.events:command",
+        "serve": "anontls.cli.serve:command",
+        "send": "anontls.cli.send:command",
+        "probe": "anontls.cli.probe:command",
+        "cert": "anontls.cli.cert:command",
         "demo": "anontls.cli.demo:command",
         "completion": "anontls.cli.completion:command",
     }

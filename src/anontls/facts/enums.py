@@ -64,6 +64,12 @@ def services(value: str | int) -> Flags:
     return _flags(value, SERVICE_BITS)
 
 
+@lru_cache(maxsize=1024)
+def permission_groups(value: str | int) -> Flags:
+    """``PermissionGroups`` of a Receive connector."""
+    return _flags(value, PERMISSION_GROUP_BITS)
+
+
 def _flags(value: str | int, bits: Mapping[int, str]) -> Flags:
     text = str(value).strip()
     if text.removeprefix("-").isdecimal() and text.isascii() and len(text) < 20:

@@ -22,6 +22,8 @@ from anontls.facts.certificate import (
     normal_thumbprint,
 )
 from anontls.facts.enums import (
+    PERMISSION_GROUP_BITS,
+    permission_groups,
     SERVER_ROLE,
     SMART_HOST_AUTH_MECHANISM,
     TRANSPORT_ROLE,
@@ -66,6 +68,13 @@ class ReceiveConnector(_Object, frozen=True, kw_only=True, omit_defaults=True):
         """``AuthMechanism`` as flags; null means none."""
         value = self.auth_mechanism
         return value if is_unknown(value) else auth_mechanism("None" if value is None else value)
+
+    def lets_in(self, group: str) -> bool | Unknown:
+        """Whether ``group`` is among the ``PermissionGroups``."""
+        value = self.permission_groups
+        if is_unknown(value):
+            return value
+        return permission_groups("None" if value is None else value).holds(group, PERMISSION_GROUP_BITS)
 
     @property
     def name(self) -> str:

@@ -54,11 +54,15 @@ def session_facts(
     )
 
 
+#: One queue of each kind that a Mailbox server can have, for servers whose queues are not known.
+HYPOTHETICAL = tuple(Queue(delivery_type=kind.value, hypothetical=True) for kind in SMTP_QUEUES_OF_A_MAILBOX_SERVER)
+
+
 def queues(server: Server) -> tuple[Queue, ...]:
     """The server's queues; when none are known, one for each kind it can have, marked hypothetical."""
     if not is_unknown(server.queues) and server.queues:
         return server.queues
-    return tuple(Queue(delivery_type=kind.value, hypothetical=True) for kind in SMTP_QUEUES_OF_A_MAILBOX_SERVER)
+    return HYPOTHETICAL
 
 
 def send_connectors(server: Server, organization: Organization) -> tuple[SendConnector, ...]:

@@ -65,24 +65,25 @@ def _blocks(text: str, file: str) -> Iterator[tuple[int, dict[str, str]]]:
     without a blank; a shorter one was broken at a blank, or in the value itself, and is joined with one.
     """
     lines = [line.rstrip() for line in text.split("\n")]
-    width = max((len(line) for line in lines if line[:1] == " " or _property(line)), default=0)
+    starts = [_property(line) for line in lines]
+    width = max((len(line) for line, start in zip(lines, starts, strict=True) if start or line[:1] == " "), default=0)
     properties: dict[str, list[str]] = {}
     first, name, column, previous, apart = 0, "", 0, 0, False
-    for number, line in enumerate(lines, 1):
+    for number, (line, start) in enumerate(zip(lines, starts, strict=True), 1):
         if not line:
             apart = True
         elif name and line[:column].isspace():  # even behind a blank line, which then belongs to the value
             properties[name].append(("" if previous >= width else " ") + line[column:])
             previous, apart = len(line), False
-        elif (printed := _property(line)) is None:
+        elif start is None:
             name = ""
             apart = apart or _PROMPT.match(line) is not None
         else:
-            if properties and (apart or printed[0] in properties):
+            if properties and (apart or start[0] in properties):
                 yield first, _joined(properties)
                 properties = {}
             first = first if properties else number
-            name, column = printed
+            name, column = start
             properties[name] = [line[column:]]
             previous, apart = len(line), False
             if len(properties) > MAX_PROPERTIES:
@@ -99,7 +100,7 @@ def _property(line: str) -> tuple[str, int] | None:
     """The name that a line begins with, and the column of its value."""
     at = line.find(" :", 0, MAX_NAME)
     name = line[: max(at, 0)].rstrip()
-    if not name or name[0] == " " or ":" in name or _PROMPT.match(line):
+    if not name or name[0] == " " or ":" in name or (">" in line and _PROMPT.match(line)):
         return None
     return name, at + 3
 

@@ -27,11 +27,12 @@ _CERTIFICATE = "Give the certificate alone, as DER or PEM: `Export-Certificate -
 _EXPORT = "Write it with `Export-Clixml`."
 
 _CLIXML = re.compile(
-    r"(?:#< CLIXML\s+)?(?:<\?xml[^>]{0,200}\?>\s*)?(?:<!--.{0,2000}?-->\s*)*<(?:Objs[\s>/]|!DOCTYPE)", re.DOTALL
+    r"(?:#< CLIXML\s+)?(?:<\?xml[^>]{0,200}\?>\s*)?(?:<!--(?:(?!-->).){0,2000}-->\s*)*<(?:Objs[\s>/]|!DOCTYPE)",
+    re.DOTALL,
 )
 _JSON = re.compile(r'\{\s*["}]|\[\s*[\[{\]]')  # `[PS] C:\>` is a prompt
 _SNAPSHOT = re.compile(rb'"schema"\s*:\s*"anontls/org/')
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{100,}[=\s]*")
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]{100,}")
 _CONTROLS = re.compile(r"[\0-\x08\x0e-\x1a\x1c-\x1f]")
 
 

@@ -14,13 +14,12 @@ instead of its own error.
 from __future__ import annotations
 
 import struct
-from enum import IntEnum
 from typing import Final, NamedTuple, TypeAlias
 
 from anontls.directory.exchange_export.cmdlet_object import Value
 from anontls.facts import Unknown
 
-MAX_BYTES: Final = 16 << 20
+MAX_BYTES: Final = 4 << 20  # a real one has up to 70,000
 MAX_RECORDS: Final = 100_000
 MAX_ITEMS: Final = 100_000  # elements of all object arrays together, and values of the answer
 MAX_MEMBERS: Final = 1_000  # of one class
@@ -28,7 +27,7 @@ MAX_DEPTH: Final = 64
 
 
 class NrbfError(ValueError):
-    """The bytes are not a graph of objects in [MS-NRBF], or one beyond the limits above; says at which byte."""
+    """The bytes are not such a graph of objects, or one beyond the limits above; says at which byte."""
 
 
 class _Class(NamedTuple):
@@ -53,7 +52,7 @@ class _Nulls(NamedTuple):
 _Raw: TypeAlias = "None | bool | int | float | str | bytes | list[_Raw] | _Instance | _Reference | _Nulls"
 
 
-class _Record(IntEnum):
+class _Record:
     """RecordTypeEnumeration [MS-NRBF 2.1.2.1], as far as it is read."""
 
     HEADER = 0
@@ -120,6 +119,7 @@ class _Reader:
         if len(data) > MAX_BYTES:
             raise NrbfError(f"{len(data):,} bytes are more than {MAX_BYTES:,}")
         self.data = data
+        self.size = len(data)
         self.at = 0
         self.records = 0
         self.items = 0
@@ -267,8 +267,11 @@ class _Reader:
 
     def string(self) -> str:
         """LengthPrefixedString [MS-NRBF 2.1.1.6]: the length in at most five groups of seven bits."""
-        length = 0
-        for shift in range(0, 35, 7):
+        length = self.byte()
+        if length < 0x80:
+            return self.text(length)
+        length &= 0x7F
+        for shift in range(7, 35, 7):
             byte = self.byte()
             length |= (byte & 0x7F) << shift
             if byte < 0x80:
@@ -288,10 +291,12 @@ class _Reader:
         return int.from_bytes(self.take(4), "little", signed=True)
 
     def take(self, count: int) -> bytes:
-        if not 0 <= count <= len(self.data) - self.at:
-            raise self.error(f"{count:,} bytes wanted, {len(self.data) - self.at:,} left")
-        self.at += count
-        return self.data[self.at - count : self.at]
+        at = self.at
+        self.at = end = at + count
+        if count < 0 or end > self.size:
+            self.at = at
+            raise self.error(f"{count:,} bytes wanted, {self.size - at:,} left")
+        return self.data[at:end]
 
     def error(self, message: str) -> NrbfError:
         return NrbfError(f"byte {self.at}: {message}")

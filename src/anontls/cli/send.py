@@ -1,0 +1,167 @@
+"""``anontls send``: one outbound session as this server would open it, every step shown."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+from anontls import config
+from anontls.cli import Exit, options
+from anontls.errors import UsageError
+from anontls.facts import Queue
+from anontls.protocol_log import Mark
+from anontls.report import json, text
+from anontls.report.language import Language
+from anontls.selection.sessions import send_connectors
+from anontls.smtp.syntax import Envelope, Recipient
+from anontls.transport.send import NextHop, OutboundSession, SessionFailed
+from anontls.transport.service import Service, system_now
+
+
+@click.command("send")
+@click.option(
+    "--config",
+    "configuration",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="CONFIG",
+    help="The node that sends.",
+)
+@click.option("--to", "target", required=True, metavar="HOST:PORT", help="Where to.")
+@click.option(
+    "--server",
+    metavar="NAME",
+    help="The Exchange server that listens there: X-ANONYMOUSTLS with direct trust is then required.",
+)
+@click.option(
+    "--delivery-type",
+    default="SmtpRelayWithinAdSiteToEdge",
+    show_default=True,
+    metavar="TYPE",
+    help="DeliveryType of the queue (Mailbox server).",
+)
+@click.option("--connector", metavar="NAME", help="Send connector (Edge server).")
+@click.option("--sender", default="", metavar="ADDRESS", help="Envelope sender; empty when not given.")
+@click.option(
+    "--recipient",
+    "recipients",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Envelope recipient; may be repeated. Without one the session is opened and closed.",
+)
+@click.option("--timeout", default=30.0, show_default=True, metavar="SECONDS")
+@click.argument("message", required=False, type=click.Path(path_type=Path, allow_dash=True), metavar="[MESSAGE]")
+@options.language
+@options.as_json
+def command(
+    configuration: Path,
+    target: str,
+    server: str | None,
+    delivery_type: str,
+    connector: str | None,
+    sender: str,
+    recipients: tuple[str, ...],
+    timeout: float,
+    message: Path | None,
+    language: Language,
+    as_json: bool,
+) -> int:
+    r"""Send MESSAGE (a file, or - for standard input) in one session, and show the decision, the dialogue and the trust.
+
+    \b
+    anontls send --config edge1.toml --to 127.0.0.1:2525 --server MBX1 --recipient anna@contoso.com mail.eml
+    """
+    settings = config.load(configuration)
+    try:
+        host, port = config.host_and_port(target)
+    except ValueError as e:
+        raise UsageError(f"--to {e}") from None
+    if bool(recipients) != (message is not None):
+        raise UsageError("a message needs --recipient, and a --recipient a message")
+    content = b"" if message is None else sys.stdin.buffer.read() if str(message) == "-" else _read(message)
+    service = Service(settings, configuration.parent, now=system_now)
+    node = service.node
+    send_connector = None
+    if node.server.role == "Edge" and server is not None:
+        known = send_connectors(node.server, node.organization)
+        wanted = connector or settings.delivery.send_connector
+        send_connector = next((c for c in known if wanted is None or c.identity.lower() == wanted.lower()), None)
+        if send_connector is None:
+            raise UsageError(f"no Send connector {wanted}", hint="known: " + ", ".join(c.identity for c in known))
+    hop = NextHop(
+        host=host,
+        port=port,
+        server=server,
+        queue=Queue(delivery_type=delivery_type, hypothetical=True) if node.server.role == "Mailbox" else None,
+        send_connector=send_connector,
+        timeout=timeout,
+    )
+    envelope = Envelope(sender, [Recipient(address) for address in recipients])
+    return asyncio.run(_send(service, hop, envelope, _crlf(content), language, as_json=as_json))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror}") from None
+
+
+def _crlf(content: bytes) -> bytes:
+    """A message from a file has the line ends of its system; on the wire they are CRLF [RFC5321 2.3.8]."""
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+    return content if content.endswith(b"\r\n") or not content else content + b"\r\n"
+
+
+async def _send(
+    service: Service, hop: NextHop, envelope: Envelope, content: bytes, language: Language, *, as_json: bool
+) -> int:
+    lines: list[dict[str, str]] = []
+
+    def trace(mark: Mark, data: str, context: str) -> None:
+        lines.append({"mark": mark.value, "data": data, "context": context})
+        if not as_json:
+            click.echo(f"{mark.value} {data}{'  ' if data and context else ''}{context}".rstrip())
+
+    session = OutboundSession(service.node, hop, service.send_log, trace)
+    failure: SessionFailed | None = None
+    replies: tuple[str, ...] = ()
+    try:
+        await session.open()
+        if envelope.recipients:
+            replies = tuple(str(reply) for reply in await session.deliver(envelope, content))
+        await session.close()
+    except SessionFailed as e:
+        failure = e
+        session.abort()
+    if service.send_log is not None:
+        service.send_log.flush()
+    positive = failure is None and all(reply.startswith("2") for reply in replies)
+    if as_json:
+        click.echo(
+            json.encode(
+                {
+                    "schema": "anontls/session/1",
+                    "to": f"{hop.host}:{hop.port}",
+                    "decision": json.decision_json(session.decision, language) if session.decision else None,
+                    "trust": session.trust.result.value if session.trust else None,
+                    "peer_certificate": json.certificate(session.peer),
+                    "dialogue": lines,
+                    "replies": list(replies),
+                    "failure": str(failure) if failure else None,
+                }
+            )
+        )
+    else:
+        if session.decision is not None:
+            width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
+            click.echo("\n" + text.explained(session.decision, language, width=width))
+        for recipient, reply in zip(envelope.recipients, replies, strict=True) if replies else ():
+            click.echo(f"{recipient.address}: {reply}")
+        if failure is not None:
+            click.echo(click.style("not sent: ", fg="red", bold=True) + str(failure), err=True)
+    return Exit.DONE if positive else Exit.UNKNOWN

@@ -1,0 +1,288 @@
+"""The configuration of a node: one TOML file, validated whole.
+
+What a server *is* (its connectors, its certificate, its peers) comes from the organisation; the file holds what only
+this machine knows: where to listen, where the certificates and keys lie, where mail goes, what is logged.  Every field
+documents itself; ``docs/configuration.md`` is made from here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from anontls.errors import MalformedInput
+from anontls.selection.rules import VALUES, Rules, with_value
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """A table of the file."""
+
+
+class Node(Table, frozen=True, kw_only=True, rename="kebab"):
+    """Which server this node is."""
+
+    organization: Annotated[str, Meta(description="The organisation snapshot (anontls/org/1), or a folder of exports.")]
+    server: Annotated[str, Meta(description="Name or FQDN of the server in it that this node is.")]
+
+
+class Store(Table, frozen=True, kw_only=True, rename="kebab"):
+    """The local certificate store."""
+
+    folder: Annotated[str, Meta(description="Folder of certificates and keys, with bindings.toml.")]
+    passphrase_file: Annotated[
+        str | None, Meta(description="File that holds the passphrase of encrypted keys; mode 0600.")
+    ] = None
+
+
+class Listen(Table, frozen=True, kw_only=True, rename="kebab"):
+    """Where a Receive connector listens on this machine."""
+
+    connector: Annotated[str, Meta(description="Name of the Receive connector, as Get-ReceiveConnector prints it.")]
+    address: Annotated[str, Meta(description="Address and port, such as 127.0.0.1:2525 or [::1]:2525.")]
+
+
+class Limits(Table, frozen=True, kw_only=True, rename="kebab"):
+    """What a session may take, for each Receive connector."""
+
+    sessions: Annotated[Count, Meta(description="Sessions at a time, as MaxInboundConnection.")] = 5000
+    sessions_per_peer: Annotated[
+        Count, Meta(description="Sessions of one address, as MaxInboundConnectionPerSource.")
+    ] = 1000
+    recipients: Annotated[Count, Meta(description="Recipients of a message, as MaxRecipientsPerMessage.")] = 5000
+    message_size: Annotated[Count, Meta(description="Octets of a message, as MaxMessageSize.")] = 37_748_736
+    command_timeout: Annotated[
+        Seconds, Meta(description="Wait this long for a command, as ConnectionInactivityTimeout. [RFC5321 4.5.3.2]")
+    ] = 300.0
+    session_timeout: Annotated[Seconds, Meta(description="A session lasts no longer, as ConnectionTimeout.")] = 600.0
+    handshake_timeout: Annotated[Seconds, Meta(description="Wait this long for a TLS handshake.")] = 30.0
+
+
+class Delivery(Table, frozen=True, kw_only=True, rename="kebab"):
+    """Where accepted mail goes: local recipients to a Maildir, or everything to a next hop."""
+
+    maildir: Annotated[
+        str | None, Meta(description="Folder with a Maildir for each local recipient (address in lower case).")
+    ] = None
+    create_mailboxes: Annotated[
+        bool,
+        Meta(
+            description="Make a Maildir when the first message for an address comes; else such a recipient is unknown."
+        ),
+    ] = False
+    next_hop: Annotated[str | None, Meta(description="HOST:PORT that takes all accepted mail.")] = None
+    protocol: Annotated[Literal["smtp", "lmtp"], Meta(description="What the next hop speaks.")] = "smtp"
+    next_hop_server: Annotated[
+        str | None,
+        Meta(
+            description="The Exchange server that the next hop is; then X-ANONYMOUSTLS with direct trust is required"
+            " and nothing is ever sent in clear."
+        ),
+    ] = None
+    delivery_type: Annotated[
+        str, Meta(description="DeliveryType of the queue to the next hop, as the outbound procedure asks about it.")
+    ] = "SmartHostConnectorDelivery"
+    send_connector: Annotated[
+        str | None, Meta(description="Send connector of an Edge server, as the outbound procedure asks about it.")
+    ] = None
+    timeout: Annotated[Seconds, Meta(description="Wait this long for each answer of the next hop.")] = 300.0
+
+
+class Log(Table, frozen=True, kw_only=True, rename="kebab"):
+    """Events and protocol logs."""
+
+    events: Annotated[str | None, Meta(description="File of events as JSON lines; standard error always has them.")] = (
+        None
+    )
+    syslog: Annotated[str | None, Meta(description="Socket of a syslog daemon, such as /dev/log.")] = None
+    protocol: Annotated[
+        str | None, Meta(description="Folder of the SMTP protocol logs (SmtpReceive and SmtpSend below it).")
+    ] = None
+    layout: Annotated[
+        Literal["row", "rows"],
+        Meta(description="Certificates in one row (later 2016 and 2019) or a row a property (earlier)."),
+    ] = "row"
+    max_file_size: Annotated[Count, Meta(description="Octets of one protocol log file.")] = 10_485_760
+    max_directory_size: Annotated[Count, Meta(description="Octets of a protocol log folder; the oldest files go.")] = (
+        262_144_000
+    )
+    max_age_days: Annotated[Count, Meta(description="Days that protocol logs are kept.")] = 30
+
+
+class Config(Table, frozen=True, kw_only=True, rename="kebab"):
+    """The whole file."""
+
+    node: Node
+    store: Store
+    listen: tuple[Listen, ...] = ()
+    limits: Limits = Limits()
+    delivery: Delivery = Delivery()
+    log: Log = Log()
+    rules: Annotated[dict[str, str], Meta(description="Rules of selection other than the default.")] = {}
+
+    @property
+    def selection_rules(self) -> Rules:
+        """The rules in force."""
+        rules = Rules()
+        for name, value in self.rules.items():
+            rules = with_value(rules, name, value)
+        return rules
+
+
+class ConfigError(MalformedInput):
+    """The configuration cannot be used; ``faults`` lists all that is wrong with it, each with its place."""
+
+    def __init__(self, name: str, faults: list[str]) -> None:
+        super().__init__(name, "\n  ".join(["", *faults]) if len(faults) > 1 else faults[0])
+        self.faults = faults
+
+
+def load(path: Path) -> Config:
+    """Read and validate ``path``; relative paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: it cannot be used; all faults at once, unknown keys with the nearest known one.
+    """
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(str(path), [f"cannot be read: {e}"]) from None
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
+        raise ConfigError(str(path), [f"not TOML: {e}"]) from None
+    faults: list[str] = []
+    config: Config | None = _table(given, Config, "", faults)
+    if config is not None:
+        faults += _contradictions(config)
+    if faults or config is None:
+        raise ConfigError(str(path), faults)
+    return config
+
+
+def _table(given: Mapping[str, Any], kind: type[Any], where: str, faults: list[str]) -> Any:
+    """``given`` as ``kind``; what is wrong goes to ``faults``, and then the result is ``None``."""
+    known = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    before = len(faults)
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        place = f"{where}{key}"
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            faults.append(
+                f"{place}: unknown key"
+                + (f"; did you mean {where}{near[0]}?" if near else f"; known: {', '.join(known)}")
+            )
+            continue
+        field = known[key]
+        inner = _table_type(field.type)
+        if inner is not None and isinstance(value, dict):
+            values[field.name] = _table(value, inner, f"{place}.", faults)
+        elif inner is not None and isinstance(value, list) and all(isinstance(v, dict) for v in value):
+            values[field.name] = tuple(_table(v, inner, f"{place}[{i}].", faults) for i, v in enumerate(value))
+        else:
+            try:
+                values[field.name] = msgspec.convert(value, field.type)
+            except msgspec.ValidationError as e:
+                faults.append(f"{place}: {e}")
+    faults += [f"{where}{name}: is missing" for name, field in known.items() if field.required and name not in given]
+    return None if len(faults) > before else kind(**values)
+
+
+def _table_type(kind: Any) -> type[Any] | None:
+    """The table that a field of type ``kind`` holds, alone or in an array."""
+    for candidate in (kind, *get_args(kind)):
+        if isinstance(candidate, type) and issubclass(candidate, Table):
+            return candidate
+    return None
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    for name, value in config.rules.items():
+        try:
+            with_value(Rules(), name, value)
+        except ValueError as e:
+            yield f"rules.{name}: {e}"
+    delivery = config.delivery
+    if (delivery.maildir is None) == (delivery.next_hop is None) and config.listen:
+        yield "delivery: either maildir or next-hop is needed, and not both"
+    for name, address in [
+        *((f"listen[{i}].address", entry.address) for i, entry in enumerate(config.listen)),
+        ("delivery.next-hop", delivery.next_hop),
+    ]:
+        if address is not None:
+            try:
+                host_and_port(address)
+            except ValueError as e:
+                yield f"{name}: {e}"
+    if delivery.next_hop_server is not None and delivery.protocol == "lmtp":
+        yield "delivery.protocol: an Exchange server as the next hop speaks smtp"
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """``HOST:PORT`` or ``[IPv6]:PORT``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not (port.isascii() and port.isdecimal()) or not 0 <= int(port) < 65536:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
+def describe() -> str:
+    """The configuration reference, Markdown."""
+    parts = ["# Configuration", "", (__doc__ or "").partition("\n\n")[2].replace("``", "`").strip(), ""]
+    for field in msgspec.structs.fields(Config):
+        table = _table_type(field.type)
+        if table is None:
+            lines = [
+                f"- `{name}`: {' (default) or '.join(f'`{v}`' for v in values)}" for name, values in VALUES.items()
+            ]
+            parts += [f"## `[{field.encode_name}]`", "", _doc(Config, field.name), "", *lines, ""]
+            continue
+        head = f"[[{field.encode_name}]]" if get_origin(field.type) is tuple else f"[{field.encode_name}]"
+        parts += [
+            f"## `{head}`",
+            "",
+            (table.__doc__ or "").strip(),
+            "",
+            "| key | type | default | meaning |",
+            "|---|---|---|---|",
+        ]
+        for key in msgspec.structs.fields(table):
+            default = (
+                "required"
+                if key.required
+                else "-"
+                if key.default is None
+                else f"`{msgspec.json.encode(key.default).decode()}`"
+            )
+            parts.append(f"| `{key.encode_name}` | {_type_name(key.type)} | {default} | {_doc(table, key.name)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _doc(table: type[Any], name: str) -> str:
+    hint = get_type_hints(table, include_extras=True)[name]
+    return next((m.description for m in getattr(hint, "__metadata__", ()) if isinstance(m, Meta) and m.description), "")
+
+
+def _type_name(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _type_name(get_args(kind)[0])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(kind))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type_name(each) for each in get_args(kind) if each is not type(None))
+    return {str: "text", int: "number", float: "seconds", bool: "true or false"}.get(kind, str(kind))

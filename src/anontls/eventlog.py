@@ -1,0 +1,170 @@
+"""Where events go: JSON lines, standard error, syslog.  The same cause is written once an hour, as in a service that
+runs for years.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol, TextIO
+
+import msgspec
+
+from anontls.events import Event
+
+QUIET = timedelta(hours=1)
+MOST_CAUSES = 10_000  # remembered at a time: a peer that invents names must not fill the memory
+
+#: syslog severities [RFC5424 6.2.1], with the facility "mail" (2)
+SEVERITY = {"error": 3, "warning": 4, "information": 6}
+MAIL = 2
+
+
+class Written(msgspec.Struct, frozen=True):
+    """One line of the event log.  ``repeated`` counts the same cause since the line before."""
+
+    time: datetime
+    id: int
+    source: str
+    name: str | None
+    level: str
+    category: str
+    server: str
+    text: str
+    values: Mapping[str, object]
+    repeated: int = 0
+
+
+class EventLog(Protocol):
+    """What the transport asks of an event log."""
+
+    def write(self, event: Event, **names: object) -> None:
+        """Log an event; ``names`` are what its text names beside its own values."""
+
+
+class Sink(Protocol):
+    """Takes one line."""
+
+    def __call__(self, written: Written) -> None:
+        """Write it; must not raise."""
+
+
+class Events:
+    """The event log of one server.
+
+    ``now`` is the clock.  An event with the same id, source and subject within an hour is counted, not written; the
+    next one that is written says how many there were.
+    """
+
+    def __init__(self, server: str, sinks: tuple[Sink, ...], now: Callable[[], datetime]) -> None:
+        self.server = server
+        self.sinks = sinks
+        self._now = now
+        self._causes: dict[tuple[object, ...], tuple[datetime, int]] = {}
+
+    def write(self, event: Event, **names: object) -> None:
+        """Log an event."""
+        now = self._now()
+        values = {"server": self.server, **names, **event.values}
+        # What the event is about; how long ago a certificate expired is no new cause.
+        cause = (
+            event.id,
+            event.source,
+            *(
+                str(values.get(k))
+                for k in ("server", "connector", "thumbprint", "name", "subject", "address", "target")
+            ),
+        )
+        since, count = self._causes.get(cause, (None, 0))
+        if since is not None and now - since < QUIET:
+            self._causes[cause] = (since, count + 1)
+            return
+        if len(self._causes) >= MOST_CAUSES:
+            self._causes = (
+                {c: (t, n) for c, (t, n) in self._causes.items() if now - t < QUIET} if since is None else self._causes
+            )
+            if len(self._causes) >= MOST_CAUSES:
+                self._causes.clear()
+        self._causes[cause] = (now, 0)
+        kind = event.type
+        shown = {key: _plain(value) for key, value in values.items()}
+        text = kind.text.format_map({**dict.fromkeys(kind.fields, "-"), **shown})
+        written = Written(
+            now, event.id, event.source, kind.name, kind.level, kind.category, self.server, text, shown, count
+        )
+        for sink in self.sinks:
+            sink(written)
+
+
+def _plain(value: object) -> object:
+    match value:
+        case datetime():
+            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        case None | str() | int():
+            return value
+        case tuple() | list():
+            return ", ".join(str(_plain(each)) for each in value)
+        case _:
+            return str(value)
+
+
+class MemoryEventLog:
+    """Keeps everything, without the hourly silence; for tests and for ``send``, which shows what happened."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def write(self, event: Event, **names: object) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+
+class JsonLines:
+    """A file of JSON lines, opened anew for each line, so that it can be rotated by others."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, written: Written) -> None:
+        """Append it; a full disk must not stop the mail."""
+        with contextlib.suppress(OSError), self.path.open("ab") as file:
+            file.write(msgspec.json.encode(written) + b"\n")
+
+
+class Stream:
+    """A terminal or a service manager's journal."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+
+    def __call__(self, written: Written) -> None:
+        """Print it."""
+        more = f" ({written.repeated} more in the last hour)" if written.repeated else ""
+        with contextlib.suppress(OSError, ValueError):
+            print(
+                f"{written.level}: event {written.id} {written.name or ''}: {written.text}{more}",
+                file=self.stream,
+                flush=True,
+            )
+
+
+class Syslog:
+    """A syslog daemon's datagram socket."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def __call__(self, written: Written) -> None:
+        """Send it; a daemon that is away must not stop the mail."""
+        priority = MAIL * 8 + SEVERITY[written.level]
+        text = written.text.replace("\n", " ").replace("\r", " ")
+        with contextlib.suppress(OSError):
+            self._socket.sendto(
+                f"<{priority}>anontls: {written.source} {written.id}: {text}".encode()[:2048], self.path
+            )

@@ -1,0 +1,745 @@
+"""The sending session: bytes in, events out.
+
+The program does this::
+
+    session = ClientSession(ClientSettings(hello="ex1.contoso.example"))
+    on data:  for event in session.receive(data): ...;  then write what `output` gives until it gives nothing
+
+`Ready` comes after each EHLO.  Then `start_tls`, `authenticate`, or `send` as many messages as there are, and `quit`.
+Nothing is sent before the program has seen `Ready`, so nothing leaves in clear that waits for TLS.
+
+Where the peer offers PIPELINING, MAIL, RCPT and DATA leave as one group, and the next message's group leaves behind
+the end of the one before.  With CHUNKING a message needs no round trip at all: BDAT and content follow RCPT.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeAlias
+
+import msgspec
+
+from anontls.smtp import exchange, syntax
+from anontls.smtp.content import DotWriter, LineEnds, Needs, dotted, needs
+from anontls.smtp.errors import LocalProtocolError, RemoteProtocolError
+from anontls.smtp.events import (
+    Authenticated,
+    Challenge,
+    ClientClosed,
+    ClientEvent,
+    Delivered,
+    Ready,
+    RecipientAnswered,
+    Refused,
+    Rejected,
+    StartTlsNow,
+    TlsRefused,
+)
+from anontls.smtp.exchange import TlsVerb
+from anontls.smtp.reply import Reply, ReplyReader
+from anontls.smtp.states import CLIENT, MESSAGE, ClientState, MessageState
+from anontls.smtp.syntax import Envelope
+
+# One call of `output` gives about this much, so that a program that waits for its peer holds no more.  It is what
+# transports buffer, and one chunk of BDAT.
+OUTPUT_SLICE = 256 * 1024
+
+# Content up to this size is sent before RCPT is answered; of more, a refusal would waste the octets.
+MAX_UNASKED = 64 * 1024
+
+# Messages on their way without a verdict.  Enough to hide a round trip: 16 of 4 KiB are a full TCP window.
+MAX_WINDOW = 16
+
+# What this side says when it does not send a message; worded like what Exchange's sender reports.
+BARE_LINEFEEDS = Reply(
+    550, ("5.6.11 SMTPSEND.BareLinefeedsAreIllegal; message contains bare CR or LF, which cannot be sent via DATA",)
+)
+NEEDS_8BITMIME = Reply(554, ("5.6.3 Content is 8-bit, and the peer does not offer 8BITMIME",))
+NEEDS_SMTPUTF8 = Reply(550, ("5.6.7 Message needs SMTPUTF8, which the peer does not offer",))
+TOO_LARGE_FOR_PEER = Reply(552, ("5.3.4 Message is larger than the peer takes",))
+BAD_ENVELOPE = Reply(553, ("5.1.3 Envelope cannot be expressed in SMTP",))
+NO_RECIPIENT = Reply(554, ("5.5.1 No recipient",))
+
+Content: TypeAlias = bytes | Iterable[bytes]
+Trace: TypeAlias = Callable[[str, bytes], None]
+
+
+class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How one side introduces itself and what it uses of what is offered."""
+
+    hello: str
+    lmtp: bool = False
+    allow_helo: bool = False
+    require_tls: bool = False  # `send` before TLS is a fault of the program
+    pipelining: bool = True
+    chunking: bool = True
+    window: int = MAX_WINDOW
+
+
+class _Wants(enum.Enum):
+    """What the next reply answers."""
+
+    GREETING = enum.auto()
+    HELLO = enum.auto()
+    TLS = enum.auto()
+    AUTH = enum.auto()
+    RSET = enum.auto()
+    QUIT = enum.auto()
+    MAIL = enum.auto()
+    RCPT = enum.auto()
+    DATA = enum.auto()
+    CHUNK = enum.auto()
+    END = enum.auto()
+
+
+class _Unsendable(Exception):
+    """Pieces of a content are not what its envelope promised."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(str(reply))
+        self.reply = reply
+
+
+class _Message:
+    """A message on its way."""
+
+    __slots__ = (
+        "accepted",
+        "chunked",
+        "content",
+        "end_replies",
+        "envelope",
+        "failure",
+        "mail_line",
+        "mail_ok",
+        "outstanding",
+        "rcpt_replies",
+        "rcpt_sent",
+        "size",
+        "state",
+        "verify",
+    )
+
+    def __init__(self, envelope: Envelope, content: Content, mail_line: bytes, verify: Needs, *, chunked: bool) -> None:
+        self.envelope = envelope
+        self.content = content
+        self.mail_line = mail_line
+        self.verify = verify  # the most that pieces may need; a whole content has been looked at
+        self.size = len(content) if isinstance(content, bytes) else None
+        self.state = MessageState.QUEUED
+        self.chunked = chunked
+        self.rcpt_sent = 0
+        self.outstanding = 0  # answers to come
+        self.mail_ok = False
+        self.accepted = 0
+        self.rcpt_replies: list[Reply] = []
+        self.end_replies: list[Reply] = []
+        self.failure: tuple[str, Reply] | None = None
+
+    def go(self, what: str) -> None:
+        self.state = MESSAGE[self.state, what]
+
+    def write(self) -> Iterator[tuple[bytes, bool]]:
+        """The content as it is sent, piece by piece, each with whether it is the last."""
+        content = self.content
+        if isinstance(content, bytes):
+            if len(content) <= OUTPUT_SLICE:
+                return iter([(content if self.chunked else dotted(content), True)])
+            pieces = _slices(content)
+        else:
+            pieces = _lumps(_verified(content, self.verify))
+        return _chunks(pieces) if self.chunked else _lines(pieces)
+
+
+class ClientSession:
+    """One sending session.  Only RemoteProtocolError may escape `receive`, whatever the bytes."""
+
+    def __init__(self, settings: ClientSettings, *, trace: Trace | None = None) -> None:
+        if not syntax.valid_hello(settings.hello):
+            raise LocalProtocolError(f"no name for EHLO: {settings.hello!r}")
+        self.settings = settings
+        self.state = ClientState.GREETING
+        self.tls: TlsVerb | None = None
+        self.greeting: Reply | None = None
+        self.extensions: dict[str, tuple[str, ...]] = {}  # of the last EHLO answer; empty until there is one
+        self._trace = trace
+        self._reader = ReplyReader()
+        self._wanted: deque[tuple[_Wants, _Message | None]] = deque([(_Wants.GREETING, None)])
+        self._out: list[bytes] = []
+        self._queue: deque[_Message] = deque()
+        self._current: _Message | None = None  # not sent whole yet
+        self._writing: Iterator[tuple[bytes, bool]] | None = None  # its content: the rest, and whether it is the last
+        self._unsettled: list[_Message] = []  # begun, without a verdict
+        self._reset = False  # RSET before the next MAIL
+        self._quitting = False
+        self._verb: TlsVerb = "STARTTLS"
+        self._auth_verb = ""
+        self._hello_verb = "LHLO" if settings.lmtp else "EHLO"
+        self._late: list[ClientEvent] = []  # happened while sending
+
+    # --- what the program calls ---------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is to be closed.  If `output` brought that about, `eof` says why."""
+        return self.state is ClientState.CLOSED
+
+    @property
+    def idle(self) -> bool:
+        """Ready, and no message on its way."""
+        return self.state is ClientState.READY and not self._unsettled and not self._queue
+
+    def receive(self, data: bytes) -> list[ClientEvent]:
+        """What the bytes mean; a fault in them raises RemoteProtocolError, which has the events before it."""
+        events, self._late = self._late, []
+        if self.closed:
+            return events
+        try:
+            if self.state is ClientState.TLS and data:
+                raise RemoteProtocolError("the peer speaks in clear where TLS should start")
+            replies = self._reader.receive(data)
+            for number, reply in enumerate(replies, 1):
+                if not self._answer(reply, events, last=number == len(replies)):
+                    return events
+            if self._reader.fault is not None:
+                raise self._reader.fault
+        except RemoteProtocolError as error:
+            self._close(None, events)
+            error.events = tuple(events)
+            raise
+        return events
+
+    def output(self) -> bytes:
+        """The next bytes to send, about OUTPUT_SLICE at most; empty when there is nothing to send now."""
+        if self.state is ClientState.READY:
+            self._pump()
+        out = self._out
+        if len(out) == 1:
+            return out.pop()
+        data = b"".join(out)
+        out.clear()
+        return data
+
+    def start_tls(self, verb: TlsVerb) -> None:
+        """Ask for TLS; `StartTlsNow` or `TlsRefused` follows."""
+        if not self.idle or self._quitting or self._wanted:
+            raise LocalProtocolError(f"{verb} while waiting for {self.state.value}")
+        if verb not in self.extensions:
+            raise LocalProtocolError(f"the peer does not offer {verb}")
+        self._go(f"send {verb}")
+        self._verb = verb
+        self._command(verb.encode(), _Wants.TLS)
+
+    def tls_established(self) -> None:
+        """The handshake is done: forget what was learnt in clear, and greet again [RFC3207 4.2]."""
+        self._go("TLS established")
+        self.tls = self._verb
+        self.extensions = {}
+        self._reader = ReplyReader()
+        self._hello()
+
+    def authenticate(
+        self, verb: str, mechanism: str, initial: bytes | None = None, *, variant: str | None = None
+    ) -> None:
+        """Begin AUTH or X-EXPS; `Challenge`, `Authenticated` or `Refused` follows."""
+        if not self.idle or self._quitting or self._wanted:
+            raise LocalProtocolError(f"{verb} while waiting for {self.state.value}")
+        if verb not in {"AUTH", "X-EXPS"} or mechanism not in self.extensions.get(verb, ()):
+            raise LocalProtocolError(f"the peer does not offer {verb} {mechanism}")
+        words = [verb, mechanism] if variant is None else [verb, mechanism, variant]
+        shown = " ".join(words).encode("ascii")
+        self._go("send AUTH")
+        self._auth_verb = verb
+        token = b"" if initial is None else b" " + (base64.b64encode(initial) or b"=")
+        self._command(shown + token, _Wants.AUTH, shown=shown)
+
+    def respond(self, data: bytes | None) -> None:
+        """Answer a challenge; None breaks the authentication off."""
+        self._go("send response")
+        line = b"*" if data is None else base64.b64encode(data)
+        self._command(line, _Wants.AUTH, shown=b"<authentication response>")
+
+    def send(self, envelope: Envelope, content: Content) -> list[ClientEvent]:
+        """Queue a message.  One that this peer cannot be given is refused here and now, and nothing of it is sent.
+
+        ``content`` is the whole message, or its pieces.  Pieces are looked at only as they are sent; ``envelope.body``
+        says what they may hold, and pieces that hold more end the connection, because a message cannot be taken back.
+        """
+        if (self.state, "send message") not in CLIENT or self._quitting:
+            raise LocalProtocolError(f"a message while waiting for {self.state.value}")
+        if self.settings.require_tls and self.tls is None:
+            raise LocalProtocolError("a message in clear")
+        refusal, message = self._prepare(envelope, content)
+        if refusal is not None:
+            return [Rejected(envelope, "local", refusal, (refusal,) * len(envelope.recipients))]
+        self._queue.append(message)
+        return []
+
+    def quit(self) -> None:
+        """QUIT once all messages have been sent."""
+        if self.state is ClientState.REFUSED:
+            self._send_quit()
+        elif self.state is ClientState.READY:
+            self._quitting = True
+        elif self.state not in (ClientState.QUIT, ClientState.CLOSED):
+            raise LocalProtocolError(f"QUIT while waiting for {self.state.value}")
+
+    def eof(self) -> list[ClientEvent]:
+        """The connection is gone."""
+        events, self._late = self._late, []
+        self._close(None, events)
+        return events
+
+    # --- what a message needs -----------------------------------------------------------------------------------------
+
+    def _prepare(self, envelope: Envelope, content: Content) -> tuple[Reply | None, _Message]:
+        extensions = self.extensions
+        whole = isinstance(content, bytes)
+        chunked = self._chunking
+        size = len(content) if isinstance(content, bytes) else envelope.size
+        need = needs(content) if isinstance(content, bytes) else _NEEDS_BY_BODY[envelope.body]
+        body = _body(envelope.body, need, extensions, chunked=chunked)
+        wide = not (envelope.sender.isascii() and all(r.address.isascii() for r in envelope.recipients))
+        utf8 = wide or (envelope.smtputf8 and not (whole and _ascii_header(content)))
+
+        refusal = None
+        limit = syntax.size_limit(extensions)
+        if not envelope.recipients:
+            refusal = NO_RECIPIENT
+        elif not syntax.valid_envelope(envelope):
+            refusal = BAD_ENVELOPE
+        elif utf8 and "SMTPUTF8" not in extensions:
+            refusal = NEEDS_SMTPUTF8
+        elif need is Needs.BINARY and body != "BINARYMIME":
+            refusal = BARE_LINEFEEDS
+        elif need is Needs.EIGHT_BIT and body is None:
+            refusal = NEEDS_8BITMIME
+        elif limit is not None and size is not None and size > limit:
+            refusal = TOO_LARGE_FOR_PEER
+
+        line = f"MAIL FROM:<{envelope.sender}>"
+        if size is not None and "SIZE" in extensions:
+            line += f" SIZE={size}"
+        if body is not None:
+            line += f" BODY={body}"
+        if utf8 or (envelope.smtputf8 and "SMTPUTF8" in extensions):
+            line += " SMTPUTF8"
+        if "DSN" in extensions:
+            if envelope.ret is not None:
+                line += f" RET={envelope.ret}"
+            if envelope.envid is not None:
+                line += f" ENVID={envelope.envid}"
+        if envelope.auth is not None and "AUTH" in extensions:
+            line += f" AUTH={envelope.auth}"
+        return refusal, _Message(envelope, content, line.encode("utf-8", "replace"), need, chunked=chunked)
+
+    @property
+    def _chunking(self) -> bool:
+        return self.settings.chunking and "CHUNKING" in self.extensions
+
+    @property
+    def _pipelining(self) -> bool:
+        return self.settings.pipelining and "PIPELINING" in self.extensions
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Put out what may be sent now, up to about OUTPUT_SLICE."""
+        pipelining = self._pipelining
+        budget = OUTPUT_SLICE - sum(map(len, self._out))
+        while budget > 0:
+            message = self._current
+            if message is None:
+                if self._wanted and (not pipelining or len(self._unsettled) >= self.settings.window):
+                    return
+                if not self._queue:
+                    if self._quitting:
+                        self._send_quit()
+                    return
+                if self._unsettled and self._unsettled[-1].state is not MessageState.DONE and self._chunking:
+                    # Whether the message before left a transaction open is not known yet.
+                    self._reset = True
+                if self._reset:
+                    self._reset = False
+                    self._command(b"RSET", _Wants.RSET)
+                    if not pipelining:
+                        return
+                message = self._current = self._queue.popleft()
+                self._unsettled.append(message)
+            before = len(self._out)
+            if not self._advance(message, pipelining):
+                return
+            budget -= sum(map(len, self._out[before:]))
+
+    def _advance(self, message: _Message, pipelining: bool) -> bool:
+        """Send the next part of a message; false when an answer is awaited first."""
+        if message.outstanding and not pipelining:
+            return False
+        if message.state is MessageState.QUEUED:
+            message.go("send MAIL")
+            self._command(message.mail_line, _Wants.MAIL, message)
+            return True
+        if message.state is MessageState.ENVELOPE:
+            return self._send_envelope(message, pipelining)
+        if message.state is MessageState.CONTENT:
+            self._send_content(message)
+            return True
+        return False
+
+    def _send_envelope(self, message: _Message, pipelining: bool) -> bool:
+        recipients = message.envelope.recipients
+        if message.rcpt_sent < len(recipients):
+            dsn = "DSN" in self.extensions
+            for recipient in recipients[message.rcpt_sent :] if pipelining else [recipients[message.rcpt_sent]]:
+                line = f"RCPT TO:<{recipient.address}>"
+                if dsn and recipient.notify is not None:
+                    line += f" NOTIFY={recipient.notify}"
+                if dsn and recipient.orcpt is not None:
+                    line += f" ORCPT={recipient.orcpt}"
+                message.rcpt_sent += 1
+                self._command(line.encode(), _Wants.RCPT, message)
+            return True
+        if not message.chunked:
+            message.go("send DATA")
+            self._command(b"DATA", _Wants.DATA, message)
+            return False
+        if message.outstanding and (message.size is None or message.size > MAX_UNASKED):
+            return False
+        message.go("send BDAT")
+        return True
+
+    def _send_content(self, message: _Message) -> None:
+        """The next piece of the content, or all of it."""
+        try:
+            if self._writing is None:
+                self._writing = message.write()
+            piece, last = next(self._writing)
+        except _Unsendable as fault:
+            # Half of it may have been sent, so only closing keeps it from arriving.
+            message.failure = ("local", fault.reply)
+            message.go("given up")
+            self._finish(message, self._late)
+            self._close(None, self._late)
+            return
+        if message.chunked:
+            command = b"BDAT %d LAST" % len(piece) if last else b"BDAT %d" % len(piece)
+            self._command(command, _Wants.END if last else _Wants.CHUNK, message)
+        elif last:
+            self._want(_Wants.END, message)
+        if piece:
+            self._out.append(piece)
+        if last:
+            self._sent(message)
+
+    def _sent(self, message: _Message) -> None:
+        message.go("end sent")
+        message.content = b""
+        self._current = self._writing = None
+
+    def _command(
+        self, line: bytes, wants: _Wants, message: _Message | None = None, *, shown: bytes | None = None
+    ) -> None:
+        self._out.append(line + b"\r\n")
+        self._want(wants, message)
+        if self._trace:
+            self._trace(">", line if shown is None else shown)
+
+    def _want(self, wants: _Wants, message: _Message | None) -> None:
+        self._wanted.append((wants, message))
+        if message is not None:
+            message.outstanding += 1
+
+    def _hello(self) -> None:
+        self._command(f"{self._hello_verb} {self.settings.hello}".encode(), _Wants.HELLO)
+
+    def _send_quit(self) -> None:
+        self._go("send QUIT")
+        self._command(b"QUIT", _Wants.QUIT)
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def _answer(self, reply: Reply, events: list[ClientEvent], *, last: bool) -> bool:
+        """Take one reply; false when it ends the session."""
+        if self._trace:
+            self._trace("<", b"334 <authentication response>" if reply.code == 334 else reply.encode()[:-2])
+        if not self._wanted:
+            if reply.code == 421:  # [RFC5321 3.8] may come at any time
+                self._close(reply, events)
+                return False
+            raise RemoteProtocolError(f"a reply to nothing: {reply}")
+        wants, message = self._wanted[0]
+        if wants is _Wants.END and message is not None and self._more_to_come(message, reply):
+            return True
+        self._wanted.popleft()
+        if message is None:
+            self._session_answer(wants, reply, events, last=last)
+        else:
+            message.outstanding -= 1
+            if message.state is not MessageState.DONE:
+                self._message_answer(wants, message, reply, events)
+        if reply.code == 421:
+            self._close(reply, events)
+        return not (events and isinstance(events[-1], ClientClosed))
+
+    def _session_answer(self, wants: _Wants, reply: Reply, events: list[ClientEvent], *, last: bool) -> None:
+        if wants is _Wants.GREETING:
+            self.greeting = reply
+            if reply.code == 220:
+                self._go("220")
+                self._hello()
+            else:
+                _must_be(reply.code >= 400, "the connection", reply)
+                self._go("refused")
+                events.append(Refused("greeting", reply))
+        elif wants is _Wants.HELLO:
+            self._hello_answer(reply, events)
+        elif wants is _Wants.TLS:
+            if reply.code == 220:
+                if not last or self._reader.pending or self._reader.fault is not None:
+                    # What came glued to the 220 came in clear and would be believed under TLS.
+                    raise RemoteProtocolError(f"replies in clear behind the 220 of {self._verb}")
+                self._go("220")
+                events.append(StartTlsNow(self._verb))
+            else:
+                _must_be(reply.code >= 400, "a TLS verb", reply)
+                self._go("refused")
+                events.append(TlsRefused(self._verb, reply))
+        elif wants is _Wants.AUTH:
+            self._authentication_answer(reply, events)
+        elif wants is _Wants.QUIT:
+            self._close(reply, events)
+        else:  # RSET
+            _must_be(reply.code >= 400 or reply.positive, "RSET", reply)
+
+    def _hello_answer(self, reply: Reply, events: list[ClientEvent]) -> None:
+        helo = self.state is ClientState.HELO
+        if reply.code == 250:
+            self._go("250")
+            self.extensions = {} if helo else syntax.parse_extensions(reply.lines[1:])
+            events.append(Ready(self.extensions, reply))
+            return
+        _must_be(reply.code >= 400, self._hello_verb, reply)
+        if not helo and self.settings.allow_helo and not self.settings.lmtp and reply.code in _NO_EHLO:
+            self._go("refused, HELO allowed")
+            self._command(f"HELO {self.settings.hello}".encode(), _Wants.HELLO)
+            return
+        self._go("refused")
+        events.append(Refused("HELO" if helo else self._hello_verb, reply))
+
+    def _authentication_answer(self, reply: Reply, events: list[ClientEvent]) -> None:
+        if reply.code == 334:
+            try:
+                challenge = base64.b64decode(reply.lines[0].encode("ascii"), validate=True)
+            except (binascii.Error, ValueError):
+                raise RemoteProtocolError("a challenge that is not base64") from None
+            self._go("334")
+            events.append(Challenge(challenge))
+        elif reply.code == 235:
+            self._go("235")
+            events.append(Authenticated(reply))
+        else:
+            _must_be(reply.code >= 400, self._auth_verb, reply)
+            self._go("refused")
+            events.append(Refused(self._auth_verb, reply))
+
+    def _more_to_come(self, message: _Message, reply: Reply) -> bool:
+        """LMTP answers the end of data once for each recipient that RCPT took [RFC2033 4.2]."""
+        message.end_replies.append(reply)
+        return self.settings.lmtp and len(message.end_replies) < message.accepted and reply.code != 421
+
+    def _message_answer(self, wants: _Wants, message: _Message, reply: Reply, events: list[ClientEvent]) -> None:
+        if wants is _Wants.MAIL:
+            _must_be(reply.positive or reply.code >= 400, "MAIL", reply)
+            message.mail_ok = reply.positive
+            if not reply.positive:
+                message.failure = ("MAIL", reply)
+        elif wants is _Wants.RCPT:
+            _must_be(reply.positive or reply.code >= 400, "RCPT", reply)
+            recipient = message.envelope.recipients[len(message.rcpt_replies)]
+            message.rcpt_replies.append(reply)
+            message.accepted += reply.positive
+            events.append(RecipientAnswered(message.envelope, recipient, reply))
+        elif wants is _Wants.DATA:
+            self._data_answer(message, reply, events)
+            return
+        elif wants is _Wants.CHUNK:
+            _must_be(reply.positive or reply.code >= 400, "BDAT", reply)
+            if not reply.positive and message.failure is None:
+                message.failure = ("BDAT", reply)
+        else:
+            _must_be(reply.positive or reply.code >= 400, "the end of data", reply)
+            message.go("answered")
+            if not reply.positive and not any(r.positive for r in message.end_replies):
+                self._reset = self._reset or message.chunked
+            self._finish(message, events)
+            return
+        if self._hopeless(message):
+            self._drop(message, events)
+
+    def _data_answer(self, message: _Message, reply: Reply, events: list[ClientEvent]) -> None:
+        if reply.code == 354:
+            message.go("354")
+            if message.failure is not None or not message.accepted:
+                # The peer wants content for nobody: an empty message, whatever it says of it.  [RFC2920 3.1]
+                if self.settings.lmtp:
+                    raise RemoteProtocolError("354 though no recipient was taken")
+                self._out.append(b".\r\n")
+                self._want(_Wants.END, message)
+                self._sent(message)
+            return
+        _must_be(reply.code >= 400, "DATA", reply)
+        if message.failure is None and message.accepted:
+            message.failure = ("DATA", reply)
+        self._drop(message, events)
+
+    def _hopeless(self, message: _Message) -> bool:
+        """Whether a message that is being sent can be stopped now."""
+        if message is not self._current:
+            return False
+        if message.state is MessageState.ENVELOPE:
+            done = message.rcpt_sent == len(message.rcpt_replies) and not message.outstanding
+            everyone = message.rcpt_sent == len(message.envelope.recipients)
+            return done and (message.failure is not None or (everyone and not message.accepted))
+        return message.state is MessageState.CONTENT and message.chunked and message.failure is not None
+
+    def _drop(self, message: _Message, events: list[ClientEvent]) -> None:
+        """End a message that has not been sent whole."""
+        if message.mail_ok:
+            self._reset = True
+        self._current = self._writing = None
+        message.go("given up")
+        self._finish(message, events)
+
+    def _finish(self, message: _Message, events: list[ClientEvent]) -> None:
+        self._unsettled.remove(message)
+        message.content = b""
+        envelope = message.envelope
+        ends = iter(message.end_replies)
+        end = message.end_replies[-1] if message.end_replies else None
+        failure = message.failure
+        if failure is None and not message.accepted and message.rcpt_replies:
+            failure = ("RCPT", message.rcpt_replies[-1])
+        if failure is None and end is None:
+            failure = ("RCPT", NO_RECIPIENT)
+        replies = []
+        for number in range(len(envelope.recipients)):
+            answer = message.rcpt_replies[number] if number < len(message.rcpt_replies) else None
+            if answer is not None and not answer.positive and (failure is None or failure[0] != "MAIL"):
+                replies.append(answer)
+            elif failure is not None:
+                replies.append(failure[1])
+            else:
+                assert end is not None
+                replies.append(next(ends, end) if self.settings.lmtp else end)
+        delivered = [reply for reply in replies if reply.positive]
+        if delivered:
+            events.append(Delivered(envelope, delivered[-1], tuple(replies)))
+            return
+        command, reply = failure or ("end of data", end or replies[-1])
+        events.append(Rejected(envelope, command, reply, tuple(replies)))
+
+    def _go(self, what: str) -> None:
+        try:
+            self.state = CLIENT[self.state, what]
+        except KeyError:
+            raise LocalProtocolError(f"{what} while waiting for {self.state.value}") from None
+
+    def _close(self, reply: Reply | None, events: list[ClientEvent]) -> None:
+        if self.closed:
+            return
+        self._go("closed")
+        uncertain = tuple(m.envelope for m in self._unsettled if m.state is MessageState.ENDED)
+        others = [*(m for m in self._unsettled if m.state is not MessageState.ENDED), *self._queue]
+        self._out.clear()
+        self._wanted.clear()
+        self._queue.clear()
+        self._unsettled.clear()
+        self._current = self._writing = None
+        unanswered = tuple(m.envelope for m in others)
+        events.append(ClientClosed(reply, uncertain + unanswered, uncertain))
+
+
+# Answers to EHLO that mean "no such command".  [RFC5321 4.1.4]
+_NO_EHLO: Final = frozenset({500, 501, 502, 504})
+
+_NEEDS_BY_BODY: Final = {
+    None: Needs.SEVEN_BIT,
+    "7BIT": Needs.SEVEN_BIT,
+    "8BITMIME": Needs.EIGHT_BIT,
+    "BINARYMIME": Needs.BINARY,
+}
+
+
+def _must_be(expected: bool, command: str, reply: Reply) -> None:
+    if not expected:
+        raise RemoteProtocolError(f"{command} answered with {reply}")
+
+
+def _body(declared: str | None, need: Needs, extensions: dict[str, tuple[str, ...]], *, chunked: bool) -> str | None:
+    """BODY= for a content: at least what it needs, else what was declared, if the peer knows it."""
+    if need is Needs.BINARY:
+        return "BINARYMIME" if chunked and "BINARYMIME" in extensions else None
+    if "8BITMIME" not in extensions:
+        return None
+    if need is Needs.EIGHT_BIT or declared in {"8BITMIME", "BINARYMIME"}:
+        return "8BITMIME"
+    return declared
+
+
+def _ascii_header(content: object) -> bool:
+    return isinstance(content, bytes) and content.partition(b"\r\n\r\n")[0].isascii()
+
+
+def _verified(pieces: Iterable[bytes], most: Needs) -> Iterator[bytes]:
+    """The same pieces, as long as they need no more than was promised."""
+    ends = LineEnds()
+    for piece in pieces:
+        if most < Needs.BINARY and not ends.add(piece):
+            raise _Unsendable(BARE_LINEFEEDS)
+        if most < Needs.EIGHT_BIT and not piece.isascii():
+            raise _Unsendable(exchange.CONVERSION_NOT_SUPPORTED)
+        yield piece
+    if most < Needs.BINARY and not ends.finish():
+        raise _Unsendable(BARE_LINEFEEDS)
+
+
+def _slices(content: bytes) -> Iterator[bytes]:
+    for at in range(0, len(content), OUTPUT_SLICE):
+        yield content[at : at + OUTPUT_SLICE]
+
+
+def _lumps(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same octets in pieces of about OUTPUT_SLICE."""
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        for part in _slices(piece) if len(piece) > OUTPUT_SLICE else (piece,):
+            held.append(part)
+            size += len(part)
+            if size >= OUTPUT_SLICE:
+                yield b"".join(held)
+                held, size = [], 0
+    if held:
+        yield b"".join(held)
+
+
+def _chunks(pieces: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Chunks; the last is known when no other comes."""
+    held: bytes | None = None
+    for piece in pieces:
+        if held is not None:
+            yield held, False
+        held = piece
+    yield held or b"", True
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Dot-stuffed lines and the end of data."""
+    writer = DotWriter()
+    for piece in pieces:
+        yield writer.write(piece), False
+    yield writer.end(), True

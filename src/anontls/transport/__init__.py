@@ -1,0 +1,1 @@
+"""The running transport: sessions on sockets that select, negotiate, present and check certificates."""

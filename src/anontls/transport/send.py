@@ -1,0 +1,363 @@
+"""The sending side: one session to a next hop, as this server would open it.
+
+Between Exchange servers nothing is sent in clear: a decision without a verb, a verb that is not offered or refused, a
+handshake that fails, a certificate that is not the directory's, each ends the attempt before any mail is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import msgspec
+
+from anontls.errors import AnontlsError
+from anontls.facts import Certificate, Queue, Scenario, SendConnector
+from anontls.facts.trust import Trust
+from anontls.protocol_log import Mark, ProtocolLog, SessionLog
+from anontls.selection import Decision
+from anontls.smtp import ClientSession, ClientSettings, LocalProtocolError, RemoteProtocolError, Reply, exchange
+from anontls.smtp.events import (
+    ClientClosed,
+    ClientEvent,
+    Delivered,
+    Ready,
+    Refused,
+    Rejected,
+    StartTlsNow,
+    TlsRefused,
+)
+from anontls.smtp.syntax import Envelope
+from anontls.tls import TlsFailed, TlsPump, client_context, peer_certificate, schannel_line
+from anontls.transport.node import Node, Presented, new_session_id
+
+# What a sender reports in the place of a reply [FACT O 3.4]
+UNREACHABLE = Reply(451, ("4.4.397 Error communicating with target host",))
+CANNOT_AUTHENTICATE = exchange.CANNOT_ACHIEVE_EXCHANGE_AUTHENTICATION
+
+
+class NextHop(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a session goes.
+
+    ``server`` is the Exchange server that listens there; then X-ANONYMOUSTLS and direct trust are required.  Without
+    it the hop is any mail server: STARTTLS is used when offered, with whatever certificate.
+    """
+
+    host: str
+    port: int
+    server: str | None = None
+    lmtp: bool = False
+    queue: Queue | None = None
+    send_connector: SendConnector | None = None
+    timeout: float = 300.0
+
+
+class SessionFailed(AnontlsError):
+    """The session ended before the mail could be sent; ``reply`` is what stands for it, a temporary failure."""
+
+    def __init__(self, hop: NextHop, reply: Reply, why: str) -> None:
+        super().__init__(f"{hop.host}:{hop.port}: {reply}: {why}")
+        self.reply = reply
+        self.why = why
+
+
+Trace = Callable[[Mark, str, str], None]
+
+
+class OutboundSession(asyncio.Protocol):
+    """One session: :meth:`open`, any number of :meth:`deliver`, :meth:`close`.
+
+    ``trace`` hears what the protocol log gets: mark, data, context.
+    """
+
+    def __init__(self, node: Node, hop: NextHop, log: ProtocolLog | None = None, trace: Trace | None = None) -> None:
+        self.node = node
+        self.hop = hop
+        self.id = new_session_id()
+        self.decision: Decision | None = None
+        self.trust: Trust | None = None
+        self.peer: Certificate | None = None
+        self.extensions: dict[str, tuple[str, ...]] = {}
+        self._log = log
+        self._trace_to = trace
+        self._session_log: SessionLog | None = None
+        self._presented: Presented | None = None
+        self._pump: TlsPump | None = None
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._sent: dict[int, asyncio.Future[tuple[Reply, ...]]] = {}
+        self._writable = True
+        self._broken: SessionFailed | None = None
+        settings = ClientSettings(hello=node.fqdn, lmtp=hop.lmtp, require_tls=hop.server is not None)
+        self._session = ClientSession(settings, trace=self._line)
+
+    # --- what the program calls ---------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Decide, connect, greet, start TLS, check the peer, greet again.
+
+        Raises:
+            SessionFailed: at any of these; nothing was sent.
+        """
+        hop = self.hop
+        connector = (
+            hop.send_connector.identity
+            if hop.send_connector
+            else "Intra-Organization SMTP Send Connector"
+            if hop.server
+            else "-"
+        )
+        if self._log is not None:
+            self._session_log = self._log.session(connector, self.id, "", f"{hop.host}:{hop.port}")
+        if hop.server is not None:
+            self._decide()
+        try:
+            async with asyncio.timeout(hop.timeout):
+                self._tell(Mark.INFORMATION, "", "attempting to connect")
+                await self._loop.create_connection(lambda: self, hop.host, hop.port)
+                await self._ready
+        except TimeoutError:
+            self.abort()
+            raise self._failed(UNREACHABLE, f"no answer in {hop.timeout:g} s") from None
+        except OSError as e:
+            raise self._failed(UNREACHABLE, e.strerror or str(e)) from None
+
+    async def deliver(self, envelope: Envelope, content: bytes | Iterable[bytes]) -> tuple[Reply, ...]:
+        """Send one message; the last word on each recipient, in their order.
+
+        Raises:
+            SessionFailed: the session broke before there was one.
+        """
+        if self._broken is not None:
+            raise self._broken
+        verdict: asyncio.Future[tuple[Reply, ...]] = self._loop.create_future()
+        self._sent[id(envelope)] = verdict
+        try:
+            events = self._session.send(envelope, content)
+        except LocalProtocolError as e:
+            raise self._failed(UNREACHABLE, str(e)) from None
+        self._handle(events)
+        try:
+            async with asyncio.timeout(self.hop.timeout):
+                return await verdict
+        except TimeoutError:
+            self.abort()
+            raise self._failed(UNREACHABLE, f"no verdict in {self.hop.timeout:g} s") from None
+        finally:
+            self._sent.pop(id(envelope), None)
+
+    async def close(self) -> None:
+        """QUIT, and wait a little for the answer."""
+        transport = self._transport
+        if transport is None:
+            return
+        try:
+            self._session.quit()
+            self._flush()
+        except LocalProtocolError:
+            self.abort()
+        for _ in range(50):
+            if self._transport is None:
+                return
+            await asyncio.sleep(0.02)
+        self.abort()
+
+    def abort(self) -> None:
+        """Close now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- the decision and the peer ------------------------------------------------------------------------------------
+
+    def _decide(self) -> None:
+        hop = self.hop
+        decision = self.decision = self.node.select(
+            Scenario.OUTBOUND_ANONYMOUS, queue=hop.queue, send_connector=hop.send_connector
+        )
+        self._presented = self.node.shown(decision)
+        if self._presented is None:
+            raise self._failed(
+                CANNOT_AUTHENTICATE, f"the decision is not to use X-ANONYMOUSTLS: it ended at step {decision.last.step}"
+            )
+
+    def _check_peer(self, peer: Certificate | None) -> None:
+        self.peer = peer
+        if peer is not None and self._session_log is not None:
+            self._session_log.certificate("Received", peer)
+        if self.hop.server is None:
+            return
+        trust = self.trust = self.node.trust(peer, self.hop.server)
+        self._tell(
+            Mark.INFORMATION,
+            self.hop.server,
+            f"Direct trust: {trust.result.value}" + (" (expired)" if trust.expired else ""),
+        )
+        if not trust.trusted:
+            raise self._failed(
+                CANNOT_AUTHENTICATE, f"the certificate of {self.hop.server} does not prove it: {trust.result.value}"
+            )
+
+    # --- what asyncio calls -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        if self._session_log is not None:
+            host, port = transport.get_extra_info("sockname")[:2]
+            self._session_log.local = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._tell(Mark.CONNECT)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            pump = self._pump
+            if pump is not None:
+                secured = pump.handshake_done
+                pump.received(data)
+                if not secured and pump.handshake_done:
+                    self._secured(pump)
+                data = pump.read()
+            if data or pump is None:
+                self._handle(self._session.receive(data))
+            self._flush()
+        except TlsFailed as e:
+            self._tell(Mark.INFORMATION, "", f"TLS negotiation failed with error {e.reason}")
+            if self._pump is not None and self._transport is not None:
+                self._transport.write(self._pump.output())
+            self._break(self._failed(CANNOT_AUTHENTICATE if self.hop.server else UNREACHABLE, str(e)))
+        except RemoteProtocolError as e:
+            self._break(self._failed(UNREACHABLE, str(e)))
+        except SessionFailed as e:
+            self._break(e)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._handle(self._session.eof())
+        self._tell(Mark.DISCONNECT, "", "Local" if exc is None else f"Remote({type(exc).__name__})")
+        self._break(self._failed(UNREACHABLE, "the connection was closed"))
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._flush()
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _handle(self, events: list[ClientEvent]) -> None:
+        for event in events:
+            match event:
+                case Ready():
+                    self.extensions = event.extensions
+                    self._greeted()
+                case StartTlsNow():
+                    self._start_tls()
+                case TlsRefused():
+                    if self.hop.server is not None:
+                        raise self._failed(CANNOT_AUTHENTICATE, f"{event.verb} was refused: {event.reply}")
+                    self._settle_ready()  # opportunistic: in clear, as for any mail server
+                case Delivered() | Rejected():
+                    future = self._sent.get(id(event.envelope))
+                    if future is not None and not future.done():
+                        future.set_result(event.replies)
+                case Refused():
+                    raise self._failed(_temporary(event.reply), f"{event.command} was refused")
+                case ClientClosed():
+                    if event.reply is not None:
+                        self._break(self._failed(_temporary(event.reply), "the peer closed the session"))
+                case _:
+                    pass
+        self._flush()
+
+    def _greeted(self) -> None:
+        session = self._session
+        if session.tls is not None:
+            self._settle_ready()
+        elif self.hop.server is not None:
+            if exchange.X_ANONYMOUSTLS not in self.extensions:
+                raise self._failed(CANNOT_AUTHENTICATE, "the peer does not offer X-ANONYMOUSTLS")
+            session.start_tls("X-ANONYMOUSTLS")
+        elif exchange.STARTTLS in self.extensions:
+            session.start_tls("STARTTLS")
+        else:
+            self._settle_ready()
+
+    def _start_tls(self) -> None:
+        presented = self._presented or Presented(client_context(), None)
+        pump = self._pump = TlsPump(presented.context)
+        if presented.certificate is not None and self._session_log is not None:
+            self._session_log.certificate("Sending", presented.certificate)
+        pump.start()
+        if self._transport is not None:
+            self._transport.write(pump.output())
+
+    def _secured(self, pump: TlsPump) -> None:
+        self._tell(Mark.INFORMATION, "", schannel_line(pump))
+        self._check_peer(peer_certificate(pump))
+        self._session.tls_established()
+        self._flush()
+
+    def _flush(self) -> None:
+        transport, pump = self._transport, self._pump
+        if transport is None:
+            return
+        while self._writable:
+            data = self._session.output() if pump is None or pump.handshake_done else b""
+            if pump is not None:
+                if data:
+                    pump.write(data)
+                sent = pump.output()
+            else:
+                sent = data
+            if sent:
+                transport.write(sent)
+            if not data:
+                break
+        if self._session.closed:
+            self._handle_late()
+            transport.close()
+
+    def _handle_late(self) -> None:
+        for event in self._session.eof():
+            if isinstance(event, Delivered | Rejected):
+                future = self._sent.get(id(event.envelope))
+                if future is not None and not future.done():
+                    future.set_result(event.replies)
+
+    def _settle_ready(self) -> None:
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def _break(self, failure: SessionFailed) -> None:
+        self._broken = self._broken or failure
+        if not self._ready.done():
+            self._ready.set_exception(failure)
+            self._ready.exception()  # seen, should nobody wait any more
+        for future in self._sent.values():
+            if not future.done():
+                future.set_exception(failure)
+        if self._transport is not None:
+            self._transport.close()
+
+    def _failed(self, reply: Reply, why: str) -> SessionFailed:
+        return SessionFailed(self.hop, reply, why)
+
+    def _line(self, mark: str, line: bytes) -> None:
+        self._tell(Mark(mark), line.decode("utf-8", "replace"))
+
+    def _tell(self, mark: Mark, data: str = "", context: str = "") -> None:
+        if self._session_log is not None:
+            self._session_log.add(mark, data, context)
+        if self._trace_to is not None:
+            self._trace_to(mark, data, context)
+
+
+def _temporary(reply: Reply) -> Reply:
+    """A refusal of the session is no verdict on a message: it is tried again [FACT O 3.4]."""
+    if 400 <= reply.code < 500:
+        return reply
+    return Reply(451, (f"4.4.395 Target host responded with error. -> {reply}",))
