@@ -281,12 +281,18 @@ def test_long_tokens() -> None:
 
 
 def test_an_answer_must_fit_its_reply() -> None:
-    session = hello(auth=("LOGIN",)).session
+    session = hello(auth=("LOGIN",), anonymous_tls=True).session
     session.receive(b"AUTH LOGIN =\r\n")
     with pytest.raises(LocalProtocolError):
         session.authenticated("user", exchange.AUTHENTICATION_UNSUCCESSFUL)
     with pytest.raises(LocalProtocolError):
         session.authenticated(None)
+    with pytest.raises(LocalProtocolError, match="TLS"):
+        session.authenticated("ex1", exchange_server=True)
+    session.authenticated(None, exchange.TEMPORARY_AUTHENTICATION_FAILURE)
+    session.receive(b"X-ANONYMOUSTLS\r\n")
+    session.tls_established(anonymous=True)
+    session.receive(b"EHLO c\r\nAUTH LOGIN =\r\n")
     session.authenticated("ex1", exchange_server=True)
     assert session.exchange_server
 
@@ -403,10 +409,14 @@ def test_commands_that_bring_no_message_have_a_limit() -> None:
             server.receive(group)
             count += each
         assert MAX_FRUITLESS - 2 <= count <= MAX_FRUITLESS + 2
-    server = hello()
-    server.say("MAIL FROM:<>")
+    for recipient in ("nobody", "b"):
+        server = hello()
+        server.say("MAIL FROM:<>")
+        while server.closed is None:
+            server.say(f"RCPT TO:<{recipient}@mail.example>")
+    server = hello(require_tls=True)
     while server.closed is None:
-        server.say("RCPT TO:<nobody@mail.example>")
+        server.say("MAIL FROM:<>", "RCPT TO:<b@mail.example>")
     server = hello()
     for _ in range(MAX_FRUITLESS * 2):
         server.receive(b"RSET\r\nMAIL FROM:<>\r\nRCPT TO:<b@mail.example>\r\nBDAT 1 LAST\r\nx")

@@ -23,7 +23,6 @@ from anontls.facts.certificate import (
 )
 from anontls.facts.enums import (
     PERMISSION_GROUP_BITS,
-    permission_groups,
     SERVER_ROLE,
     SMART_HOST_AUTH_MECHANISM,
     TRANSPORT_ROLE,
@@ -31,6 +30,7 @@ from anontls.facts.enums import (
     Flags,
     auth_mechanism,
     enum_name,
+    permission_groups,
 )
 from anontls.facts.unknown import ABSENT, Unknown, is_null, is_unknown
 

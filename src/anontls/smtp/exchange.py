@@ -134,7 +134,7 @@ def _reply(text: str) -> Reply:
 
 
 # Success.
-SERVER_READY_FOR_TLS = _reply("220 2.0.0 SMTP server ready")  # [FACT O 3.2]; behind X-ANONYMOUSTLS [FACT I/R 3.2]
+SERVER_READY_FOR_TLS = _reply("220 2.0.0 SMTP server ready")  # [FACT O 3.2]; behind X-ANONYMOUSTLS [FACT I 3.2]
 CLOSING = _reply("221 2.0.0 Service closing transmission channel")
 AUTHENTICATED = _reply("235 2.7.0 Authentication successful")  # [FACT O 3.4]
 OK = _reply("250 2.0.0 OK")
@@ -155,7 +155,6 @@ CANNOT_ACHIEVE_EXCHANGE_AUTHENTICATION = _reply(
     "451 5.7.3 Cannot achieve Exchange Server authentication"  # [FACT D 3.4]
 )
 TEMPORARY_AUTHENTICATION_FAILURE = _reply("454 4.7.0 Temporary authentication failure")  # [FACT D 3.4]
-TLS_NOT_AVAILABLE = _reply("454 4.7.0 TLS not available due to temporary reason")  # [RFC3207 4]
 
 # Syntax and order.
 UNRECOGNIZED_COMMAND = _reply("500 5.3.3 Unrecognized command")

@@ -166,6 +166,10 @@ class ServerSession:
         return self._reading == _NOT
 
     @property
+    def closed(self) -> bool:
+        return self.state is _CLOSED
+
+    @property
     def envelope(self) -> Envelope | None:
         """The transaction in progress."""
         return self._envelope
@@ -247,6 +251,8 @@ class ServerSession:
         """End an authentication: ``who`` it is, or None with a reply that says no."""
         if (who is None) is reply.positive:
             raise LocalProtocolError(f"{who or 'nobody'} is authenticated, but the reply is {reply}")
+        if exchange_server and (who is None or self.tls is None):
+            raise LocalProtocolError("the rights of an Exchange server need a name and TLS")
         events: list[ServerEvent] = []
         if self.state is _CLOSED:
             return events
@@ -328,7 +334,7 @@ class ServerSession:
             return
         self._waiting.append(data)
         self._waiting_size += len(data)
-        if self._waiting_size > MAX_WAITING:
+        if self._waiting_size + len(self._data) - self._at > MAX_WAITING:
             self._close(events, f"more than {MAX_WAITING} octets sent ahead", exchange.TOO_MANY_ERRORS)
 
     # --- lines --------------------------------------------------------------------------------------------------------
@@ -443,10 +449,10 @@ class ServerSession:
             return
         self._follow_ups = True  # until it has been accepted
         if self._require_tls and self.tls is None:
-            self._reply(exchange.MUST_ISSUE_STARTTLS)
+            self._refuse(exchange.MUST_ISSUE_STARTTLS, events)
             return
         if self._require_authentication and self.authenticated_as is None and not self.exchange_server:
-            self._reply(exchange.CLIENT_NOT_AUTHENTICATED)
+            self._refuse(exchange.CLIENT_NOT_AUTHENTICATED, events)
             return
         address, parameters = syntax.parse_mail(text)
         if parameters is None:
@@ -454,25 +460,20 @@ class ServerSession:
         else:
             envelope = Envelope(address, [], **syntax.mail_parameters(parameters, self._offered))
             if envelope.size is not None and envelope.size > self.settings.max_size:
-                self._reply(exchange.MESSAGE_TOO_LARGE)
+                self._refuse(exchange.MESSAGE_TOO_LARGE, events)
                 return
         if not (envelope.smtputf8 or text.isascii()):
             raise SyntaxFault(exchange.NEEDS_SMTPUTF8)
-        if self._sender is not None:
-            answer = self._sender(self, envelope)
-            if answer is not None:
-                self._reply(answer)
-                if not answer.positive:
-                    return
-                self._envelope, self._follow_ups = envelope, False
-                self._go("MAIL")
-                return
+        answer = self._sender(self, envelope) if self._sender is not None else None
+        if answer is not None and not answer.positive:
+            self._refuse(answer, events)
+            return
         self._envelope, self._follow_ups = envelope, False
         self._go("MAIL")
-        if self._trace:
-            self._reply(exchange.SENDER_OK)
-        else:
+        if answer is None and not self._trace:
             self._out.append(_SENDER_OK)
+        else:
+            self._reply(answer or exchange.SENDER_OK)
 
     def _rcpt(self, text: str, events: list[ServerEvent]) -> None:
         envelope = self._envelope
@@ -485,19 +486,19 @@ class ServerSession:
         if parameters is not None:
             recipient = Recipient(address, **syntax.rcpt_parameters(parameters, self._offered))
         if len(envelope.recipients) >= self.settings.max_recipients:
-            self._reply(exchange.TOO_MANY_RECIPIENTS)
+            self._refuse(exchange.TOO_MANY_RECIPIENTS, events)
             return
         answer = self._recipient(self, recipient)
-        if answer is None or answer.positive:
-            envelope.recipients.append(recipient)
-            if self.state is not _RCPT:
-                self._go("RCPT")
-            if answer is None and not self._trace:
-                self._out.append(_RECIPIENT_OK)
-                return
+        if answer is not None and not answer.positive:
+            self._refuse(answer, events)
+            return
+        envelope.recipients.append(recipient)
+        if self.state is not _RCPT:
+            self._go("RCPT")
+        if answer is None and not self._trace:
+            self._out.append(_RECIPIENT_OK)
         else:
-            self._no_fruit(events)
-        self._reply(answer or exchange.RECIPIENT_OK)
+            self._reply(answer or exchange.RECIPIENT_OK)
 
     def _data_command(self, text: str, events: list[ServerEvent]) -> None:
         if self._at < len(self._data):
@@ -766,8 +767,7 @@ class ServerSession:
     def _refuse_command(self, reply: Reply, events: list[ServerEvent]) -> None:
         """Answer a malformed command; a path that is no address is as often a user's error as a program's."""
         if reply in _FAULTS_OF_A_USER:
-            self._reply(reply)
-            self._no_fruit(events)
+            self._refuse(reply, events)
         else:
             self._fault(reply, events)
 
@@ -778,10 +778,14 @@ class ServerSession:
         elif self.state is ServerState.BDAT:
             self._fault(exchange.BAD_SEQUENCE, events)
         elif self._follow_ups:
-            self._reply(reply)
-            self._no_fruit(events)
+            self._refuse(reply, events)
         else:
             self._fault(reply, events)
+
+    def _refuse(self, reply: Reply, events: list[ServerEvent]) -> None:
+        """Answer a command that was understood and is not done."""
+        self._reply(reply)
+        self._no_fruit(events)
 
     def _no_fruit(self, events: list[ServerEvent]) -> None:
         self._fruitless += 1
