@@ -25,6 +25,9 @@ class Direction(Enum):
     RECEIVE = "Receive"
 
 
+PREFIX = {Direction.SEND: "SEND", Direction.RECEIVE: "RECV"}  # of the file names [FACT O 4.1]
+
+
 class Mark(StrEnum):
     """The event column."""
 
@@ -96,7 +99,7 @@ class ProtocolLog:
 
     def _append(self, data: bytes) -> None:
         now = self._now()
-        prefix = f"{self.direction.value.upper()[:4]}{now.astimezone(UTC):%Y%m%d%H}-"
+        prefix = f"{PREFIX[self.direction]}{now.astimezone(UTC):%Y%m%d%H}-"
         max_size = self._limits[0]
         if self._file is None or not self._file.name.startswith(prefix) or self._size >= max_size:
             taken = [int(p.stem.partition("-")[2]) for p in self._files() if p.name.startswith(prefix)]
@@ -113,7 +116,7 @@ class ProtocolLog:
         self._size += len(data)
 
     def _files(self) -> list[Path]:
-        pattern = re.compile(rf"{self.direction.value.upper()[:4]}\d{{10}}-\d+\.LOG", re.IGNORECASE)
+        pattern = re.compile(rf"{PREFIX[self.direction]}\d{{10}}-\d+\.LOG", re.IGNORECASE)
         return sorted(path for path in self.folder.iterdir() if pattern.fullmatch(path.name))
 
     def _clean_up(self, now: datetime) -> None:

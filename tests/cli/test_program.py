@@ -89,7 +89,7 @@ def test_demo(anontls: Anontls, tmp_path: Path, language: str) -> None:
     ran = anontls("demo", "-o", folder, "--lang", language)
     assert ran.status == 0
     assert "12015" in ran.out and "EDGE1" in ran.out
-    assert {p.name for p in folder.iterdir()} == {"export", "org.json", "decision.svg"}
+    assert {p.name for p in folder.iterdir()} == {"export", "org.json", "decision.svg", "lab"}
     assert anontls("demo", "-o", folder).status == 2, "nothing is overwritten"
 
 
