@@ -4,7 +4,7 @@ The first octet chooses the settings, the second the size of the pieces.
 """
 
 from anontls.smtp import RemoteProtocolError, ReplyReader, ServerState
-from anontls.smtp.server import MAX_WAITING
+from anontls.smtp.receiving import MAX_WAITING
 from anontls.smtp.syntax import MAX_AUTHENTICATION_LINE
 from tests.smtp.drive import Server
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+import msgspec
 import pytest
 
 from anontls.smtp import (
@@ -15,15 +16,6 @@ from anontls.smtp import (
     Reply,
     events,
 )
-from anontls.smtp.client import (
-    BAD_ENVELOPE,
-    BARE_LINEFEEDS,
-    NEEDS_8BITMIME,
-    NEEDS_SMTPUTF8,
-    NO_RECIPIENT,
-    OUTPUT_SLICE,
-    TOO_LARGE_FOR_PEER,
-)
 from anontls.smtp.events import (
     Authenticated,
     Challenge,
@@ -35,6 +27,15 @@ from anontls.smtp.events import (
     Rejected,
     StartTlsNow,
     TlsRefused,
+)
+from anontls.smtp.outgoing import (
+    BAD_ENVELOPE,
+    BARE_LINEFEEDS,
+    NEEDS_8BITMIME,
+    NEEDS_SMTPUTF8,
+    NO_RECIPIENT,
+    OUTPUT_SLICE,
+    TOO_LARGE_FOR_PEER,
 )
 from tests.smtp.drive import Client
 
@@ -276,6 +277,11 @@ def test_parameters_only_where_offered() -> None:
     client = Client().ready("PIPELINING", *offers)
     client.session.send(Envelope("j\u00f6rg@client.example", ONE.recipients, smtputf8=True), "\u00f6".encode())
     assert client.said()[0] == "MAIL FROM:<j\u00f6rg@client.example> SIZE=2 BODY=8BITMIME SMTPUTF8"
+    wide = Envelope("", [Recipient("b@mail.example", orcpt="utf-8;j\u00f6rg@old.example")])
+    for smtputf8 in (False, True):
+        client = Client().ready("PIPELINING", *offers)
+        client.session.send(msgspec.structs.replace(wide, smtputf8=smtputf8), b"x")
+        assert ("ORCPT=utf-8;j\u00f6rg@old.example" in client.said()[1]) is smtputf8
     client = Client().ready("PIPELINING", "CHUNKING", "BINARYMIME")
     client.session.send(ONE, b"a\nb\0")
     assert client.said()[0] == "MAIL FROM:<a@client.example> BODY=BINARYMIME"
@@ -297,6 +303,7 @@ ALL = ("SIZE 30", "8BITMIME", "SMTPUTF8", "CHUNKING", "BINARYMIME", "PIPELINING"
         (ONE, b"x" * 31, "", TOO_LARGE_FOR_PEER),
         (Envelope("", []), b"x", "", NO_RECIPIENT),
         (Envelope("a@b>\r\nQUIT\r\n<", ONE.recipients), b"x", "", BAD_ENVELOPE),
+        (Envelope("", ONE.recipients, body="9BITMIME"), iter([b"x"]), "", BAD_ENVELOPE),
         (Envelope("", ONE.recipients, body="8BITMIME"), iter([b"x"]), "8BITMIME", NEEDS_8BITMIME),
         (Envelope("", ONE.recipients, body="BINARYMIME"), iter([b"x"]), "BINARYMIME", BARE_LINEFEEDS),
         (Envelope("", ONE.recipients, smtputf8=True), iter([b"x"]), "SMTPUTF8", NEEDS_SMTPUTF8),

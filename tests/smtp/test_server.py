@@ -26,7 +26,7 @@ from anontls.smtp.events import (
     ServerClosed,
     StartTls,
 )
-from anontls.smtp.server import MAX_DRAINED, MAX_FRUITLESS, MAX_SKIPPED_LINE, MAX_WAITING
+from anontls.smtp.receiving import MAX_DRAINED, MAX_FRUITLESS, MAX_SKIPPED_LINE, MAX_WAITING
 from anontls.smtp.syntax import MAX_AUTHENTICATION_LINE, MAX_COMMAND_LINE
 from tests.smtp.drive import PASSWORD, QUEUED, Server, greeted, hello, make_settings
 
@@ -370,6 +370,15 @@ def test_ten_megabytes_of_garbage_keep_nothing(state: str, kind: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rest", [b"NOO", b"x" * 4000])
+def test_a_few_octets_do_not_keep_a_large_read_alive(rest: bytes) -> None:
+    server = hello()
+    server.receive(b"NOOP " + b"x" * 4000 + b"\r\n" + b"NOOP\r\n" * 100 + rest)
+    assert held_by(server) < 2 * len(rest) + 1000
+    server.receive(GROUP[:-6] + b"BDAT 200000\r\n" + b"x" * 200_000 + b"BDAT 1 LAST\r\nx" + b"NOOP\r\n" * 20)
+    assert held_by(server) < 2 * len(rest) + 1000
 
 
 def test_a_refused_message_does_not_go_on_for_ever() -> None:

@@ -10,6 +10,9 @@ Nothing is sent before the program has seen `Ready`, so nothing leaves in clear 
 
 Where the peer offers PIPELINING, MAIL, RCPT and DATA leave as one group, and the next message's group leaves behind
 the end of the one before.  With CHUNKING a message needs no round trip at all: BDAT and content follow RCPT.
+
+What is said and how its answer is read stand together here, because they must agree; a message on its way is in
+`outgoing`.
 """
 
 from __future__ import annotations
@@ -18,20 +21,18 @@ import base64
 import binascii
 import enum
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
 import msgspec
 
-from anontls.smtp import exchange, syntax
-from anontls.smtp.content import DotWriter, LineEnds, Needs, dotted, needs
+from anontls.smtp import syntax
 from anontls.smtp.errors import LocalProtocolError, RemoteProtocolError
 from anontls.smtp.events import (
     Authenticated,
     Challenge,
     ClientClosed,
     ClientEvent,
-    Delivered,
     Ready,
     RecipientAnswered,
     Refused,
@@ -40,31 +41,14 @@ from anontls.smtp.events import (
     TlsRefused,
 )
 from anontls.smtp.exchange import TlsVerb
+from anontls.smtp.outgoing import MAX_UNASKED, OUTPUT_SLICE, Content, Message, Unsendable, prepare
 from anontls.smtp.reply import Reply, ReplyReader
-from anontls.smtp.states import CLIENT, MESSAGE, ClientState, MessageState
+from anontls.smtp.states import CLIENT, ClientState, MessageState
 from anontls.smtp.syntax import Envelope
-
-# One call of `output` gives about this much, so that a program that waits for its peer holds no more.  It is what
-# transports buffer, and one chunk of BDAT.
-OUTPUT_SLICE = 256 * 1024
-
-# Content up to this size is sent before RCPT is answered; of more, a refusal would waste the octets.
-MAX_UNASKED = 64 * 1024
 
 # Messages on their way without a verdict.  Enough to hide a round trip: 16 of 4 KiB are a full TCP window.
 MAX_WINDOW = 16
 
-# What this side says when it does not send a message; worded like what Exchange's sender reports.
-BARE_LINEFEEDS = Reply(
-    550, ("5.6.11 SMTPSEND.BareLinefeedsAreIllegal; message contains bare CR or LF, which cannot be sent via DATA",)
-)
-NEEDS_8BITMIME = Reply(554, ("5.6.3 Content is 8-bit, and the peer does not offer 8BITMIME",))
-NEEDS_SMTPUTF8 = Reply(550, ("5.6.7 Message needs SMTPUTF8, which the peer does not offer",))
-TOO_LARGE_FOR_PEER = Reply(552, ("5.3.4 Message is larger than the peer takes",))
-BAD_ENVELOPE = Reply(553, ("5.1.3 Envelope cannot be expressed in SMTP",))
-NO_RECIPIENT = Reply(554, ("5.5.1 No recipient",))
-
-Content: TypeAlias = bytes | Iterable[bytes]
 Trace: TypeAlias = Callable[[str, bytes], None]
 
 
@@ -96,65 +80,6 @@ class _Wants(enum.Enum):
     END = enum.auto()
 
 
-class _Unsendable(Exception):
-    """Pieces of a content are not what its envelope promised."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(str(reply))
-        self.reply = reply
-
-
-class _Message:
-    """A message on its way."""
-
-    __slots__ = (
-        "accepted",
-        "chunked",
-        "content",
-        "end_replies",
-        "envelope",
-        "failure",
-        "mail_line",
-        "mail_ok",
-        "outstanding",
-        "rcpt_replies",
-        "rcpt_sent",
-        "size",
-        "state",
-        "verify",
-    )
-
-    def __init__(self, envelope: Envelope, content: Content, mail_line: bytes, verify: Needs, *, chunked: bool) -> None:
-        self.envelope = envelope
-        self.content = content
-        self.mail_line = mail_line
-        self.verify = verify  # the most that pieces may need; a whole content has been looked at
-        self.size = len(content) if isinstance(content, bytes) else None
-        self.state = MessageState.QUEUED
-        self.chunked = chunked
-        self.rcpt_sent = 0
-        self.outstanding = 0  # answers to come
-        self.mail_ok = False
-        self.accepted = 0
-        self.rcpt_replies: list[Reply] = []
-        self.end_replies: list[Reply] = []
-        self.failure: tuple[str, Reply] | None = None
-
-    def go(self, what: str) -> None:
-        self.state = MESSAGE[self.state, what]
-
-    def write(self) -> Iterator[tuple[bytes, bool]]:
-        """The content as it is sent, piece by piece, each with whether it is the last."""
-        content = self.content
-        if isinstance(content, bytes):
-            if len(content) <= OUTPUT_SLICE:
-                return iter([(content if self.chunked else dotted(content), True)])
-            pieces = _slices(content)
-        else:
-            pieces = _lumps(_verified(content, self.verify))
-        return _chunks(pieces) if self.chunked else _lines(pieces)
-
-
 class ClientSession:
     """One sending session.  Only RemoteProtocolError may escape `receive`, whatever the bytes."""
 
@@ -168,12 +93,12 @@ class ClientSession:
         self.extensions: dict[str, tuple[str, ...]] = {}  # of the last EHLO answer; empty until there is one
         self._trace = trace
         self._reader = ReplyReader()
-        self._wanted: deque[tuple[_Wants, _Message | None]] = deque([(_Wants.GREETING, None)])
+        self._wanted: deque[tuple[_Wants, Message | None]] = deque([(_Wants.GREETING, None)])
         self._out: list[bytes] = []
-        self._queue: deque[_Message] = deque()
-        self._current: _Message | None = None  # not sent whole yet
+        self._queue: deque[Message] = deque()
+        self._current: Message | None = None  # not sent whole yet
         self._writing: Iterator[tuple[bytes, bool]] | None = None  # its content: the rest, and whether it is the last
-        self._unsettled: list[_Message] = []  # begun, without a verdict
+        self._unsettled: list[Message] = []  # begun, without a verdict
         self._reset = False  # RSET before the next MAIL
         self._quitting = False
         self._verb: TlsVerb = "STARTTLS"
@@ -273,7 +198,7 @@ class ClientSession:
             raise LocalProtocolError(f"a message while waiting for {self.state.value}")
         if self.settings.require_tls and self.tls is None:
             raise LocalProtocolError("a message in clear")
-        refusal, message = self._prepare(envelope, content)
+        refusal, message = prepare(envelope, content, self.extensions, chunked=self._chunking)
         if refusal is not None:
             return [Rejected(envelope, "local", refusal, (refusal,) * len(envelope.recipients))]
         self._queue.append(message)
@@ -293,49 +218,6 @@ class ClientSession:
         events, self._late = self._late, []
         self._close(None, events)
         return events
-
-    # --- what a message needs -----------------------------------------------------------------------------------------
-
-    def _prepare(self, envelope: Envelope, content: Content) -> tuple[Reply | None, _Message]:
-        extensions = self.extensions
-        whole = isinstance(content, bytes)
-        chunked = self._chunking
-        size = len(content) if isinstance(content, bytes) else envelope.size
-        need = needs(content) if isinstance(content, bytes) else _NEEDS_BY_BODY[envelope.body]
-        body = _body(envelope.body, need, extensions, chunked=chunked)
-        wide = not (envelope.sender.isascii() and all(r.address.isascii() for r in envelope.recipients))
-        utf8 = wide or (envelope.smtputf8 and not (whole and _ascii_header(content)))
-
-        refusal = None
-        limit = syntax.size_limit(extensions)
-        if not envelope.recipients:
-            refusal = NO_RECIPIENT
-        elif not syntax.valid_envelope(envelope):
-            refusal = BAD_ENVELOPE
-        elif utf8 and "SMTPUTF8" not in extensions:
-            refusal = NEEDS_SMTPUTF8
-        elif need is Needs.BINARY and body != "BINARYMIME":
-            refusal = BARE_LINEFEEDS
-        elif need is Needs.EIGHT_BIT and body is None:
-            refusal = NEEDS_8BITMIME
-        elif limit is not None and size is not None and size > limit:
-            refusal = TOO_LARGE_FOR_PEER
-
-        line = f"MAIL FROM:<{envelope.sender}>"
-        if size is not None and "SIZE" in extensions:
-            line += f" SIZE={size}"
-        if body is not None:
-            line += f" BODY={body}"
-        if utf8 or (envelope.smtputf8 and "SMTPUTF8" in extensions):
-            line += " SMTPUTF8"
-        if "DSN" in extensions:
-            if envelope.ret is not None:
-                line += f" RET={envelope.ret}"
-            if envelope.envid is not None:
-                line += f" ENVID={envelope.envid}"
-        if envelope.auth is not None and "AUTH" in extensions:
-            line += f" AUTH={envelope.auth}"
-        return refusal, _Message(envelope, content, line.encode("utf-8", "replace"), need, chunked=chunked)
 
     @property
     def _chunking(self) -> bool:
@@ -375,7 +257,7 @@ class ClientSession:
                 return
             budget -= sum(map(len, self._out[before:]))
 
-    def _advance(self, message: _Message, pipelining: bool) -> bool:
+    def _advance(self, message: Message, pipelining: bool) -> bool:
         """Send the next part of a message; false when an answer is awaited first."""
         if message.outstanding and not pipelining:
             return False
@@ -390,15 +272,16 @@ class ClientSession:
             return True
         return False
 
-    def _send_envelope(self, message: _Message, pipelining: bool) -> bool:
+    def _send_envelope(self, message: Message, pipelining: bool) -> bool:
         recipients = message.envelope.recipients
         if message.rcpt_sent < len(recipients):
             dsn = "DSN" in self.extensions
+            utf8 = b" SMTPUTF8" in message.mail_line
             for recipient in recipients[message.rcpt_sent :] if pipelining else [recipients[message.rcpt_sent]]:
                 line = f"RCPT TO:<{recipient.address}>"
                 if dsn and recipient.notify is not None:
                     line += f" NOTIFY={recipient.notify}"
-                if dsn and recipient.orcpt is not None:
+                if dsn and recipient.orcpt is not None and (utf8 or recipient.orcpt.isascii()):
                     line += f" ORCPT={recipient.orcpt}"
                 message.rcpt_sent += 1
                 self._command(line.encode(), _Wants.RCPT, message)
@@ -412,13 +295,13 @@ class ClientSession:
         message.go("send BDAT")
         return True
 
-    def _send_content(self, message: _Message) -> None:
+    def _send_content(self, message: Message) -> None:
         """The next piece of the content, or all of it."""
         try:
             if self._writing is None:
                 self._writing = message.write()
             piece, last = next(self._writing)
-        except _Unsendable as fault:
+        except Unsendable as fault:
             # Half of it may have been sent, so only closing keeps it from arriving.
             message.failure = ("local", fault.reply)
             message.go("given up")
@@ -435,20 +318,20 @@ class ClientSession:
         if last:
             self._sent(message)
 
-    def _sent(self, message: _Message) -> None:
+    def _sent(self, message: Message) -> None:
         message.go("end sent")
         message.content = b""
         self._current = self._writing = None
 
     def _command(
-        self, line: bytes, wants: _Wants, message: _Message | None = None, *, shown: bytes | None = None
+        self, line: bytes, wants: _Wants, message: Message | None = None, *, shown: bytes | None = None
     ) -> None:
         self._out.append(line + b"\r\n")
         self._want(wants, message)
         if self._trace:
             self._trace(">", line if shown is None else shown)
 
-    def _want(self, wants: _Wants, message: _Message | None) -> None:
+    def _want(self, wants: _Wants, message: Message | None) -> None:
         self._wanted.append((wants, message))
         if message is not None:
             message.outstanding += 1
@@ -546,12 +429,12 @@ class ClientSession:
             self._go("refused")
             events.append(Refused(self._auth_verb, reply))
 
-    def _more_to_come(self, message: _Message, reply: Reply) -> bool:
+    def _more_to_come(self, message: Message, reply: Reply) -> bool:
         """LMTP answers the end of data once for each recipient that RCPT took [RFC2033 4.2]."""
         message.end_replies.append(reply)
         return self.settings.lmtp and len(message.end_replies) < message.accepted and reply.code != 421
 
-    def _message_answer(self, wants: _Wants, message: _Message, reply: Reply, events: list[ClientEvent]) -> None:
+    def _message_answer(self, wants: _Wants, message: Message, reply: Reply, events: list[ClientEvent]) -> None:
         if wants is _Wants.MAIL:
             _must_be(reply.positive or reply.code >= 400, "MAIL", reply)
             message.mail_ok = reply.positive
@@ -580,7 +463,7 @@ class ClientSession:
         if self._hopeless(message):
             self._drop(message, events)
 
-    def _data_answer(self, message: _Message, reply: Reply, events: list[ClientEvent]) -> None:
+    def _data_answer(self, message: Message, reply: Reply, events: list[ClientEvent]) -> None:
         if reply.code == 354:
             message.go("354")
             if message.failure is not None or not message.accepted:
@@ -596,7 +479,7 @@ class ClientSession:
             message.failure = ("DATA", reply)
         self._drop(message, events)
 
-    def _hopeless(self, message: _Message) -> bool:
+    def _hopeless(self, message: Message) -> bool:
         """Whether a message that is being sent can be stopped now."""
         if message is not self._current:
             return False
@@ -606,7 +489,7 @@ class ClientSession:
             return done and (message.failure is not None or (everyone and not message.accepted))
         return message.state is MessageState.CONTENT and message.chunked and message.failure is not None
 
-    def _drop(self, message: _Message, events: list[ClientEvent]) -> None:
+    def _drop(self, message: Message, events: list[ClientEvent]) -> None:
         """End a message that has not been sent whole."""
         if message.mail_ok:
             self._reset = True
@@ -614,33 +497,10 @@ class ClientSession:
         message.go("given up")
         self._finish(message, events)
 
-    def _finish(self, message: _Message, events: list[ClientEvent]) -> None:
+    def _finish(self, message: Message, events: list[ClientEvent]) -> None:
         self._unsettled.remove(message)
         message.content = b""
-        envelope = message.envelope
-        ends = iter(message.end_replies)
-        end = message.end_replies[-1] if message.end_replies else None
-        failure = message.failure
-        if failure is None and not message.accepted and message.rcpt_replies:
-            failure = ("RCPT", message.rcpt_replies[-1])
-        if failure is None and end is None:
-            failure = ("RCPT", NO_RECIPIENT)
-        replies = []
-        for number in range(len(envelope.recipients)):
-            answer = message.rcpt_replies[number] if number < len(message.rcpt_replies) else None
-            if answer is not None and not answer.positive and (failure is None or failure[0] != "MAIL"):
-                replies.append(answer)
-            elif failure is not None:
-                replies.append(failure[1])
-            else:
-                assert end is not None
-                replies.append(next(ends, end) if self.settings.lmtp else end)
-        delivered = [reply for reply in replies if reply.positive]
-        if delivered:
-            events.append(Delivered(envelope, delivered[-1], tuple(replies)))
-            return
-        command, reply = failure or ("end of data", end or replies[-1])
-        events.append(Rejected(envelope, command, reply, tuple(replies)))
+        events.append(message.verdict(lmtp=self.settings.lmtp))
 
     def _go(self, what: str) -> None:
         try:
@@ -666,80 +526,7 @@ class ClientSession:
 # Answers to EHLO that mean "no such command".  [RFC5321 4.1.4]
 _NO_EHLO: Final = frozenset({500, 501, 502, 504})
 
-_NEEDS_BY_BODY: Final = {
-    None: Needs.SEVEN_BIT,
-    "7BIT": Needs.SEVEN_BIT,
-    "8BITMIME": Needs.EIGHT_BIT,
-    "BINARYMIME": Needs.BINARY,
-}
-
 
 def _must_be(expected: bool, command: str, reply: Reply) -> None:
     if not expected:
         raise RemoteProtocolError(f"{command} answered with {reply}")
-
-
-def _body(declared: str | None, need: Needs, extensions: dict[str, tuple[str, ...]], *, chunked: bool) -> str | None:
-    """BODY= for a content: at least what it needs, else what was declared, if the peer knows it."""
-    if need is Needs.BINARY:
-        return "BINARYMIME" if chunked and "BINARYMIME" in extensions else None
-    if "8BITMIME" not in extensions:
-        return None
-    if need is Needs.EIGHT_BIT or declared in {"8BITMIME", "BINARYMIME"}:
-        return "8BITMIME"
-    return declared
-
-
-def _ascii_header(content: object) -> bool:
-    return isinstance(content, bytes) and content.partition(b"\r\n\r\n")[0].isascii()
-
-
-def _verified(pieces: Iterable[bytes], most: Needs) -> Iterator[bytes]:
-    """The same pieces, as long as they need no more than was promised."""
-    ends = LineEnds()
-    for piece in pieces:
-        if most < Needs.BINARY and not ends.add(piece):
-            raise _Unsendable(BARE_LINEFEEDS)
-        if most < Needs.EIGHT_BIT and not piece.isascii():
-            raise _Unsendable(exchange.CONVERSION_NOT_SUPPORTED)
-        yield piece
-    if most < Needs.BINARY and not ends.finish():
-        raise _Unsendable(BARE_LINEFEEDS)
-
-
-def _slices(content: bytes) -> Iterator[bytes]:
-    for at in range(0, len(content), OUTPUT_SLICE):
-        yield content[at : at + OUTPUT_SLICE]
-
-
-def _lumps(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same octets in pieces of about OUTPUT_SLICE."""
-    held: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        for part in _slices(piece) if len(piece) > OUTPUT_SLICE else (piece,):
-            held.append(part)
-            size += len(part)
-            if size >= OUTPUT_SLICE:
-                yield b"".join(held)
-                held, size = [], 0
-    if held:
-        yield b"".join(held)
-
-
-def _chunks(pieces: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """Chunks; the last is known when no other comes."""
-    held: bytes | None = None
-    for piece in pieces:
-        if held is not None:
-            yield held, False
-        held = piece
-    yield held or b"", True
-
-
-def _lines(pieces: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """Dot-stuffed lines and the end of data."""
-    writer = DotWriter()
-    for piece in pieces:
-        yield writer.write(piece), False
-    yield writer.end(), True
