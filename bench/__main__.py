@@ -25,6 +25,7 @@ from anontls.directory.exchange_export import read_export
 from anontls.facts import Queue, Scenario
 from anontls.selection import select
 from anontls.selection.sessions import session_facts, sessions
+from bench import sessions as network
 from bench.organization import AS_OF, write_export
 
 HERE = Path(__file__).parent
@@ -124,7 +125,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def report(rows: list[Row], where: dict[str, str]) -> str:
+def report(rows: list[Row], where: dict[str, str], notes: list[str]) -> str:
     """``bench/RESULTS.md``."""
     lines = [
         "# Results",
@@ -137,6 +138,7 @@ def report(rows: list[Row], where: dict[str, str]) -> str:
     lines += [
         "| " + " | ".join("-" if value is None else str(value) for value in result.values()) + " |" for result in rows
     ]
+    lines += ["", *(f"- {note}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -153,11 +155,18 @@ def main() -> None:
         for measure in (partial(decision, small), partial(organization, large), version):
             rows.append(measure())
             print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
-    where = machine()
+    beside = network.measure()
+    rows += beside.rows
+    where = machine() | network.versions()
     (HERE / "results.json").write_text(
-        json.dumps({"machine": where, "results": rows}, indent=2, ensure_ascii=False) + "\n"
+        json.dumps(
+            {"machine": where, "results": rows, "runs": beside.details, "notes": beside.notes},
+            indent=2,
+            ensure_ascii=False,
+        )
+        + "\n"
     )
-    (HERE / "RESULTS.md").write_text(report(rows, where))
+    (HERE / "RESULTS.md").write_text(report(rows, where, beside.notes))
     print((HERE / "RESULTS.md").read_text())
 
 

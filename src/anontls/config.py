@@ -1,13 +1,16 @@
 """The configuration of a node: one TOML file, validated whole.
 
 What a server *is* (its connectors, its certificate, its peers) comes from the organisation; the file holds what only
-this machine knows: where to listen, where the certificates and keys lie, where mail goes, what is logged.  Every field
-documents itself; ``docs/configuration.md`` is made from here.
+this machine knows: where to listen, where the certificates and keys lie, where mail goes, what is logged.  Relative
+paths start at the folder of the file.  All faults of a file are told at once, unknown keys with the nearest known one.
 """
+
+# docs/configuration.md is made from here: `make docs`.
 
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
@@ -22,6 +25,7 @@ from anontls.selection.rules import VALUES, Rules, with_value
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1)]
+_HOST = re.compile(r"[^\s\[\]/@]{1,255}")
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -233,9 +237,17 @@ def host_and_port(text: str) -> tuple[str, int]:
         ValueError: it is neither.
     """
     host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not (port.isascii() and port.isdecimal()) or not 0 <= int(port) < 65536:
-        raise ValueError(f"{text!r} is not HOST:PORT")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+    # An IPv6 address without brackets is refused: nobody can tell its last group from a port.
+    named = _HOST.fullmatch(host) is not None and (bracketed or ":" not in host)
+    if not colon or not named or not (port.isascii() and port.isdecimal()) or not 0 <= int(port) < 65536:
+        raise ValueError(f"{text!r} is not HOST:PORT or [IPv6]:PORT")
+    try:
+        host.encode("idna")  # as the resolver will
+    except UnicodeError:
+        raise ValueError(f"{host!r} is no host name") from None
     return host, int(port)
 
 

@@ -14,10 +14,21 @@ from typing import Protocol, TextIO
 
 import msgspec
 
-from anontls.events import Event
+from anontls.events import CATALOGUE, Event
 
 QUIET = timedelta(hours=1)
 MOST_CAUSES = 10_000  # remembered at a time: a peer that invents names must not fill the memory
+MOST_OF_A_NAME = 256  # characters that tell one cause from another
+
+#: What each event is about: of what its text names, that which is no measure, such as how long ago something expired.
+_ABOUT = {
+    id_: tuple(
+        key
+        for key in ("server", "connector", "thumbprint", "name", "subject", "address", "target")
+        if key in type_.fields
+    )
+    for id_, type_ in CATALOGUE.items()
+}
 
 #: syslog severities [RFC5424 6.2.1], with the facility "mail" (2)
 SEVERITY = {"error": 3, "warning": 4, "information": 6}
@@ -49,15 +60,15 @@ class EventLog(Protocol):
 class Sink(Protocol):
     """Takes one line."""
 
-    def __call__(self, written: Written) -> None:
+    def __call__(self, written: Written, /) -> None:
         """Write it; must not raise."""
 
 
 class Events:
     """The event log of one server.
 
-    ``now`` is the clock.  An event with the same id, source and subject within an hour is counted, not written; the
-    next one that is written says how many there were.
+    ``now`` is the clock.  An event with the same id and source about the same thing within an hour is counted, not
+    written; the next one that is written says how many there were.
     """
 
     def __init__(self, server: str, sinks: tuple[Sink, ...], now: Callable[[], datetime]) -> None:
@@ -70,29 +81,20 @@ class Events:
         """Log an event."""
         now = self._now()
         values = {"server": self.server, **names, **event.values}
-        # What the event is about; how long ago a certificate expired is no new cause.
-        cause = (
-            event.id,
-            event.source,
-            *(
-                str(values.get(k))
-                for k in ("server", "connector", "thumbprint", "name", "subject", "address", "target")
-            ),
-        )
+        cause = (event.id, event.source, *(str(values.get(key))[:MOST_OF_A_NAME] for key in _ABOUT[event.id]))
         since, count = self._causes.get(cause, (None, 0))
-        if since is not None and now - since < QUIET:
+        if since is not None and abs(now - since) < QUIET:  # abs: a clock that was set back silences nothing for long
             self._causes[cause] = (since, count + 1)
             return
+        self._causes.pop(cause, None)
         if len(self._causes) >= MOST_CAUSES:
-            self._causes = (
-                {c: (t, n) for c, (t, n) in self._causes.items() if now - t < QUIET} if since is None else self._causes
-            )
-            if len(self._causes) >= MOST_CAUSES:
-                self._causes.clear()
+            del self._causes[next(iter(self._causes))]  # the one written longest ago
         self._causes[cause] = (now, 0)
         kind = event.type
         shown = {key: _plain(value) for key, value in values.items()}
         text = kind.text.format_map({**dict.fromkeys(kind.fields, "-"), **shown})
+        if "reason" in shown and "reason" not in kind.fields:
+            text += f" ({shown['reason']})"
         written = Written(
             now, event.id, event.source, kind.name, kind.level, kind.category, self.server, text, shown, count
         )
@@ -146,7 +148,7 @@ class Stream:
         more = f" ({written.repeated} more in the last hour)" if written.repeated else ""
         with contextlib.suppress(OSError, ValueError):
             print(
-                f"{written.level}: event {written.id} {written.name or ''}: {written.text}{more}",
+                _one_line(f"{written.level}: event {written.id} {written.name or ''}: {written.text}{more}"),
                 file=self.stream,
                 flush=True,
             )
@@ -157,14 +159,17 @@ class Syslog:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
 
     def __call__(self, written: Written) -> None:
         """Send it; a daemon that is away must not stop the mail."""
         priority = MAIL * 8 + SEVERITY[written.level]
-        text = written.text.replace("\n", " ").replace("\r", " ")
-        with contextlib.suppress(OSError):
-            self._socket.sendto(
-                f"<{priority}>anontls: {written.source} {written.id}: {text}".encode()[:2048], self.path
-            )
+        text = _one_line(f"<{priority}>anontls: {written.source} {written.id}: {written.text}")
+        data = text.encode("utf-8", "replace")[:2048].decode("utf-8", "ignore")  # no half character
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+            daemon.setblocking(False)
+            daemon.sendto(data.encode(), self.path)
+
+
+def _one_line(text: str) -> str:
+    """Names in certificates and of peers may hold anything."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)

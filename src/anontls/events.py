@@ -136,7 +136,7 @@ _ROWS = (
         category="TransportService",
         text="The certificate {thumbprint} that {server} offers STARTTLS with for {name} expired on {not_after}.",
         when="the certificate chosen for STARTTLS is past its Valid to",
-        remedy="New-ExchangeCertificate -Server {server} -DomainName {name} -Services SMTP, or import a renewed one.",
+        remedy="Import a renewed certificate, or New-ExchangeCertificate -Server {server} -DomainName <name> -Services SMTP.",
     ),
     EventType(
         id=12017,
@@ -156,7 +156,7 @@ _ROWS = (
         category="TransportService",
         text="The STARTTLS certificate {thumbprint} ({subject}) of {server} expires in {hours} hours.",
         when="a certificate in use for STARTTLS is near its Valid to",
-        remedy="New-ExchangeCertificate -Server {server} -DomainName {name} -Services SMTP",
+        remedy="Import a renewed certificate, or New-ExchangeCertificate -Server {server} -DomainName <name> -Services SMTP.",
     ),
     EventType(
         id=12019,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
 from pathlib import Path
@@ -16,6 +16,7 @@ FIELDS = "date-time,connector-id,session-id,sequence-number,local-endpoint,remot
 VERSION = "15.0.0.0"  # what real files say, whatever the build [FACT O 4.1]
 ROW_CONTEXT = " certificate Subject Issuer name Serial number Thumbprint Not before Not after Subject alternate names"
 FLUSH_AT = 64 * 1024  # octets gathered before a write
+HOUR = "%Y%m%d%H"  # of the file names [FACT O 4.1]
 
 
 class Direction(Enum):
@@ -39,17 +40,21 @@ class Mark(StrEnum):
 
 
 def _time(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03}Z"
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="milliseconds")[:23] + "Z"
 
 
 def _field(text: str) -> str:
-    """A CSV field; a line break, which no field may hold, becomes a blank."""
-    text = text.replace("\r", " ").replace("\n", " ")
+    """A CSV field.  Line breaks and whatever else is not printable, which a peer may send, become blanks."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
     return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
 
 
 class ProtocolLog:
-    """The log files of one direction: a new one each hour or when it is full; old ones go by age and total size.
+    """The log files of one direction: a new one each hour or when it is full; old ones go by age (of their names) and
+    total size.
 
     Lines are gathered and written in one piece: :meth:`flush` is called by the transport when it is idle.
     """
@@ -73,6 +78,7 @@ class ProtocolLog:
         self._lines: list[str] = []
         self._waiting = 0
         self._file: Path | None = None
+        self._hour = ""
         self._size = 0
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -99,36 +105,44 @@ class ProtocolLog:
 
     def _append(self, data: bytes) -> None:
         now = self._now()
-        prefix = f"{PREFIX[self.direction]}{now.astimezone(UTC):%Y%m%d%H}-"
-        max_size = self._limits[0]
-        if self._file is None or not self._file.name.startswith(prefix) or self._size >= max_size:
-            taken = [int(p.stem.partition("-")[2]) for p in self._files() if p.name.startswith(prefix)]
-            self._file = self.folder / f"{prefix}{max(taken, default=0) + 1}.LOG"
+        hour = now.astimezone(UTC).strftime(HOUR)
+        file, size = self._file, self._size
+        if file is None or hour != self._hour or size >= self._limits[0]:
+            file, size = self._next(now, hour), 0
             head = (
                 f"#Software: Microsoft Exchange Server\r\n#Version: {VERSION}\r\n"
                 f"#Log-type: SMTP {self.direction.value} Protocol Log\r\n#Date: {_time(now)}\r\n#Fields: {FIELDS}\r\n"
             )
             data = head.encode() + data
-            self._size = 0
-            self._clean_up(now)
-        with self._file.open("ab") as file:
-            file.write(data)
-        self._size += len(data)
+        with file.open("ab") as opened:
+            opened.write(data)
+        self._file, self._hour, self._size = file, hour, size + len(data)
 
-    def _files(self) -> list[Path]:
-        pattern = re.compile(rf"{PREFIX[self.direction]}\d{{10}}-\d+\.LOG", re.IGNORECASE)
-        return sorted(path for path in self.folder.iterdir() if pattern.fullmatch(path.name))
-
-    def _clean_up(self, now: datetime) -> None:
-        _, max_total, max_age = self._limits
-        files = [(path, path.stat()) for path in self._files()]
-        total = sum(stat.st_size for _, stat in files)
-        for path, stat in sorted(files, key=lambda each: each[1].st_mtime):
-            too_old = now - datetime.fromtimestamp(stat.st_mtime, UTC) > max_age
-            if not too_old and total <= max_total:
+    def _next(self, now: datetime, hour: str) -> Path:
+        """The next file of this hour, after making room for it."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files = sorted(self._files())
+        max_size, max_total, max_age = self._limits
+        sizes = {path: path.stat().st_size for _, _, path in files}
+        total = sum(sizes.values()) + min(max_size, max_total)
+        for begun, _, path in files:
+            if now - begun <= max_age and total <= max_total:
                 break
-            path.unlink(missing_ok=True)
-            total -= stat.st_size
+            with contextlib.suppress(OSError):
+                path.unlink()
+            total -= sizes[path]
+        this = datetime.strptime(hour, HOUR).replace(tzinfo=UTC)
+        number = max((n for begun, n, _ in files if begun == this), default=0) + 1
+        return self.folder / f"{PREFIX[self.direction]}{hour}-{number}.LOG"
+
+    def _files(self) -> Iterator[tuple[datetime, int, Path]]:
+        """Hour, number and path of each file of this log."""
+        pattern = re.compile(rf"{PREFIX[self.direction]}(\d{{10}})-(\d+)\.LOG", re.IGNORECASE)
+        for path in self.folder.iterdir():
+            match = pattern.fullmatch(path.name)
+            if match is not None:
+                with contextlib.suppress(ValueError):
+                    yield datetime.strptime(match[1], HOUR).replace(tzinfo=UTC), int(match[2]), path
 
 
 class SessionLog:
@@ -150,6 +164,17 @@ class SessionLog:
             f"{_time(log._now())},{self._prefix}{self._sequence},{self.local},{self.remote},{mark.value},{_field(data)},{_field(context)}\r\n"
         )
         self._sequence += 1
+
+    def dialogue(self, mark: Mark, data: bytes) -> None:
+        """A command, or a reply with all its lines: in one row, or a row each [FACT O 4.2]."""
+        text = data.decode("utf-8", "replace")
+        if "\r\n" not in text:
+            self.add(mark, text)
+        elif self._log.layout == "rows":
+            for line in text.split("\r\n"):
+                self.add(mark, line)
+        else:
+            self.add(mark, f"{text[:3]}  " + " ".join(line[4:] for line in text.split("\r\n")))
 
     def information(self, data: str = "", context: str = "") -> None:
         """A line of the program's own."""

@@ -26,6 +26,7 @@ from anontls.facts.own_certificate import OwnCertificate, OwnCertificateRefused
 #: that Windows Server 2012 R2, where Exchange 2016 may run, has for RSA certificates.
 CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES+SHA384:ECDHE+AES+SHA256:!aNULL:!eNULL:!PSK"
 MAX_CONTEXTS = 1024  #: contexts kept; a renewal leaves the old one behind until it falls out
+MAX_KEPT = 8 * 1024  #: bytes of a peer's certificate that is read once and kept; as many as contexts
 MAX_HANDSHAKE = 256 * 1024  #: bytes that a peer may send before the handshake is complete
 MAX_UNREAD = 4 * 1024 * 1024  #: decrypted bytes that may wait for :meth:`TlsPump.read`
 RECORD = 16 * 1024  #: plaintext of one TLS record at most; also what is passed at a time, so idle buffers stay small
@@ -314,8 +315,18 @@ def peer_certificate(pump: TlsPump) -> Certificate | None:
     if pump._peer is None:
         shown = pump._connection.get_peer_certificate()
         if shown is not None:
-            pump._peer = Certificate(der=crypto.dump_certificate(crypto.FILETYPE_ASN1, shown))
+            pump._peer = _certificate(crypto.dump_certificate(crypto.FILETYPE_ASN1, shown))
     return pump._peer
+
+
+def _certificate(der: bytes) -> Certificate:
+    return _known_certificate(der) if len(der) <= MAX_KEPT else Certificate(der=der)
+
+
+@lru_cache(maxsize=MAX_CONTEXTS)
+def _known_certificate(der: bytes) -> Certificate:
+    """The servers of an organisation are few, and show the same certificate again in each session."""
+    return Certificate(der=der)
 
 
 def protocol(pump: TlsPump) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from anontls.cli import run
 from anontls.directory import snapshot
 from anontls.directory.demo_export import write_demo_export
 from anontls.directory.exchange_export import read_export
+from anontls.transport.lab import EDGE, MAILBOX, write_lab
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -55,3 +57,16 @@ def org(demo_export: Path) -> Path:
     path = demo_export.parent / "org.json"
     path.write_bytes(snapshot.dump(read_export([demo_export])))
     return path
+
+
+@pytest.fixture(scope="session")
+def lab_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lab")
+    write_lab(folder, datetime.now(UTC), {MAILBOX: 0, EDGE: 0})
+    return folder
+
+
+@pytest.fixture
+def lab(lab_files: Path, tmp_path: Path) -> Path:
+    """A lab of one's own: org.json, mbx1.toml, edge1.toml and the stores; each node listens on a free port."""
+    return Path(shutil.copytree(lab_files, tmp_path / "lab"))

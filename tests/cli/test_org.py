@@ -109,3 +109,8 @@ def test_mixed_origins_of_a_real_export(anontls: Anontls, shared: Path, tmp_path
         "no server of that name",
     ):
         assert expected in ran.err
+
+
+def test_an_empty_folder_is_no_organisation(anontls: Anontls, tmp_path: Path) -> None:
+    ran = anontls("org", "import", tmp_path)
+    assert ran.status == 2 and "no file" in ran.err

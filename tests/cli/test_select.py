@@ -245,6 +245,8 @@ def test_a_folder_of_exports_is_an_organisation(anontls: Anontls, demo_export: P
         (["--connector", "Nobody"], "known: "),
         (["--queue", "99"], "known: "),
         (["--without", ZERO], "no such certificate"),
+        (["--assume", f"store[{ZERO}].Services=None"], "no such certificate"),
+        (["--assume", "itc=0123"], "40 hexadecimal digits"),
         (["--assume", "nonsense"], "PATH=VALUE"),
         (["--assume", "planet.Name=Mars"], "names no fact"),
         (["--assume", "server.Colour=red"], "no property"),
@@ -255,6 +257,14 @@ def test_a_folder_of_exports_is_an_organisation(anontls: Anontls, demo_export: P
         (["--from", "here"], "not an IP address"),
         (["--delivery-type", "Pigeon"], "smtprelaytodag"),
         (["--as-of", "yesterday"], "not a date"),
+        (["--as-of", "9999-12-31T23:59:59-12:00"], "not a date"),
+        (["--expect", "purple"], "not an answer"),
+        (["--expect", "event=soon"], "not an answer"),
+        (["outbound-anonymous", "--from", "10.0.0.9"], "no outbound-anonymous"),
+        (["inbound-starttls", "--delivery-type", "SmtpRelayToDag"], "no inbound-starttls"),
+        (["--server", "EDGE1", "--delivery-type", "SmtpRelayToDag"], "on EDGE1"),
+        (["--from", "10.0.0.9", "--queue", r"MBX1\3"], "exclude each other"),
+        (["--phase", "startup", "--connector", "Default MBX1"], "exclude each other"),
         (["--lang", "fr"], "fr"),
     ],
 )
@@ -270,6 +280,8 @@ def test_needs_facts_or_an_organisation(anontls: Anontls, tmp_path: Path) -> Non
     assert anontls("select", "--org", tmp_path / "none.json").status == 2
     assert anontls("select", "--org", "ldaps://dc1.contoso.com").status == 2
     assert anontls("select", "--facts", tmp_path / "none.json").status == 2
+    ran = anontls("select", "--facts", tmp_path / "none.json", "--server", "MBX1")
+    assert ran.status == 2 and "go with --org" in ran.err
 
 
 # --- facts files -------------------------------------------------------------------------------------------------------

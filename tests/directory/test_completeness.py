@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from anontls.directory.completeness import Missing, attribute_search, missing, quoted
+from anontls.directory.completeness import Missing, attribute_search, missing
 from anontls.directory.exchange_export.place import NO_SUCH_SERVER, mailbox_delivery
 from anontls.facts import ABSENT, EdgeSubscription, InternalTlsCert, Organization, Server, Source, Unplaced
 from anontls.report.language import completeness_de, completeness_en
@@ -172,14 +172,6 @@ def test_the_organisation_and_its_sources() -> None:
 
 def test_without_servers_that_is_all_there_is_to_say() -> None:
     assert keys(edge_subscriptions=ABSENT) == ["missing.servers"]
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("MBX1", "MBX1"), ("my server", "'my server'"), ("a'b", "'a''b'"), ("a;rm", "'a;rm'"), ("$x", "'$x'")],
-)
-def test_names_are_quoted_for_powershell(name: str, text: str) -> None:
-    assert quoted(name) == text
 
 
 def test_the_search_escapes_what_a_filter_or_a_text_would_read() -> None:

@@ -176,10 +176,15 @@ def in_servers(*servers: dict[str, Any]) -> bytes:
         (in_servers({"Name": "A", "msExchServerInternalTLSCert": {}}), "$.servers[0].msExch", "is one of thumbprint"),
         (in_servers({"Name": "A", "certificates": [{"der": "?"}]}), "$.servers[0].certificates[0].der", "base64"),
         (in_servers({"Name": "A", "certificates": [{"NotAfter": "2026-01-01T00:00:00"}]}), "$.servers[0]", "timezone"),
+        (
+            in_servers({"Name": "A", "certificates": [{"NotAfter": "9999-12-31T23:59:59-12:00"}]}),
+            "$.servers[0].certificates[0]",
+            "no time that there is in UTC",
+        ),
         (b'{"schema": "anontls/org/2"}', "$.schema", "anontls/org/2"),
         (b"[]", "$", "Expected `object`"),
         (b"", "", "not JSON"),
-        (b"\xff\xfe\x00", "", "not JSON"),
+        (b"\xff\xfe\x00", "", "byte 2: not UTF-16-LE text"),
         (b'{"schema": "anontls/org/1", "name": "\xff"}', "", "not JSON"),
         (b'{"x":' * 100_000, "", "not JSON"),
     ],
@@ -216,8 +221,9 @@ def test_a_snapshot_is_taken_as_it_is(tmp_path: Path) -> None:
     for text in (snapshot.dump(organization), b"\xef\xbb\xbf" + snapshot.dump(organization)):
         file.write_bytes(text)
         assert open_organization(str(file)) == organization
-    file.write_bytes(snapshot.dump(organization).decode().encode("utf-16"))  # as `>` of Windows PowerShell writes it
-    assert open_organization(str(file)) == organization
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):  # as `>` of Windows PowerShell writes it, or without the mark
+        file.write_bytes(snapshot.dump(organization).decode().encode(encoding))
+        assert open_organization(str(file)) == organization
 
 
 @pytest.mark.parametrize(

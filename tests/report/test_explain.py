@@ -15,7 +15,7 @@ import pytest
 
 from anontls.events import CATALOGUE
 from anontls.facts import InternalTlsCert, SessionFacts, Store
-from anontls.report.explain import Explanation, quoted
+from anontls.report.explain import Explanation
 from anontls.report.language import LANGUAGES, Language, texts
 from anontls.report.text import explained
 from anontls.selection import DEFAULT, Decision, Outcome, Rules, questions, select
@@ -227,22 +227,6 @@ def test_the_verdict_at_a_start_reads_available_to_sessions() -> None:
         decision = select(make_facts(scenario, "startup"))
         assert "available to sessions" in Explanation(decision, "en").headline
         assert "verfügbar für Sitzungen" in Explanation(decision, "de").headline
-
-
-@pytest.mark.parametrize(
-    ("name", "argument"),
-    [
-        ("MBX1", "MBX1"),
-        ("MBX1\\Default", "MBX1\\Default"),
-        ("MBX1\\Default MBX1", "'MBX1\\Default MBX1'"),
-        ("Bob's", "'Bob''s'"),
-        ("a;b", "'a;b'"),
-        ("$x", "'$x'"),
-        ("", "''"),
-    ],
-)
-def test_names_are_quoted_for_powershell(name: str, argument: str) -> None:
-    assert quoted(name) == argument
 
 
 CHECKS: Mapping[str, Callable[[], SessionFacts]] = {

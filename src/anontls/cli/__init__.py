@@ -15,6 +15,7 @@ import click
 
 from anontls import __version__
 from anontls.errors import AnontlsError, Unreachable
+from anontls.report.printable import printable
 
 
 class Exit(IntEnum):
@@ -32,12 +33,14 @@ class Commands(click.Group):
 
     modules: ClassVar = {
         "select": "anontls.cli.select:command",
+        "route": "anontls.cli.route:command",
         "org": "anontls.cli.org:command",
         "events": "anontls.cli.events:command",
         "serve": "anontls.cli.serve:command",
         "send": "anontls.cli.send:command",
         "probe": "anontls.cli.probe:command",
         "cert": "anontls.cli.cert:command",
+        "lab": "anontls.cli.lab:command",
         "demo": "anontls.cli.demo:command",
         "completion": "anontls.cli.completion:command",
     }
@@ -66,6 +69,11 @@ def anontls() -> None:
     """
 
 
+def _lines(message: str) -> str:
+    """What names in it may hold must not reach the terminal as commands; the lines of a list of faults stay lines."""
+    return "\n  ".join(printable(line) for line in message.split("\n  "))
+
+
 def main() -> None:
     """Entry point of the ``anontls`` program."""
     sys.exit(run(sys.argv[1:]))
@@ -85,9 +93,9 @@ def run(arguments: list[str]) -> int:
         click.echo("interrupted", err=True)
         return Exit.FAILED
     except AnontlsError as e:
-        click.echo(click.style("error: ", fg="red", bold=True) + str(e), err=True)
+        click.echo(click.style("error: ", fg="red", bold=True) + _lines(str(e)), err=True)
         if e.hint:
-            click.echo(f"\nhint: {e.hint}", err=True)
+            click.echo(f"\nhint: {printable(e.hint)}", err=True)
         return Exit.UNKNOWN if isinstance(e, Unreachable) else Exit.USAGE
     except SystemExit as e:
         # click leaves so when a shell asks for completion (0), and with 1 when the reader of a pipe has seen enough,

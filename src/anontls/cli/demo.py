@@ -99,7 +99,7 @@ def _session(folder: Path, language: Language) -> Exit:
     asyncio.run(deliver())
     click.echo(console.getvalue().rstrip())
     _title(f"{EDGE} decided")
-    connector = next_hop(edge.node, edge.config).send_connector
+    connector = next_hop(edge.node.server, edge.node.organization, edge.config).send_connector
     sent = edge.node.select(Scenario.OUTBOUND_ANONYMOUS, send_connector=connector)
     click.echo(text.explained(sent, language, width=WIDTH))
     _title(f"{MAILBOX} decided")

@@ -27,7 +27,9 @@ def list_events(language: Language, as_json: bool) -> None:
         if as_json:
             click.echo(encode(document(kind, language)))
         else:
-            click.echo(f"{kind.id:<6} {kind.level:<12} {event_text(language, kind.id, 'when')}")
+            click.echo(
+                f"{kind.id:<6} {texts(language)[f'level.{kind.level}']:<12} {event_text(language, kind.id, 'when')}"
+            )
 
 
 @command.command("show")
@@ -45,7 +47,7 @@ def show_event(event_id: int, language: Language, as_json: bool) -> None:
     words = texts(language)
     lines = [
         click.style(f"{kind.id} {kind.name or '(' + (kind.name_note or '') + ')'}", bold=True),
-        f"{words['event.level']}: {kind.level}"
+        f"{words['event.level']}: {words[f'level.{kind.level}']}"
         + (f" ({event_text(language, kind.id, 'level_note')})" if kind.level_note else ""),
         f"{words['event.source']}: {', '.join(kind.sources)}    {words['event.category']}: {kind.category}",
         f"{words['event.text']}: {event_text(language, kind.id, 'text')}",

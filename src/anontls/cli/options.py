@@ -24,9 +24,9 @@ class Moment(click.ParamType[datetime]):
             return value
         try:
             moment = datetime.fromisoformat(str(value))
-        except ValueError:
+            return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        except (ValueError, OverflowError):  # in UTC it may lie beyond the years that there are
             self.fail(f"{value!r} is not a date like 2026-11-24 or a time like 2026-11-24T12:00:00Z", param, ctx)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 def as_json(function: F) -> F:

@@ -30,6 +30,7 @@ from anontls.facts import (
 )
 from anontls.report import json
 from anontls.report.language import Language, say, show, texts
+from anontls.report.printable import printable
 from anontls.selection.internal_certificate import ATTRIBUTE, THUMBPRINT
 
 
@@ -50,7 +51,7 @@ def command() -> None:
 @click.option("--server", metavar="NAME", help="Objects that do not say whose they are belong to this server.")
 @click.option("--time-zone", metavar="ZONE", help="Zone of times that were printed without one, such as Europe/Berlin.")
 def import_(sources: tuple[Path, ...], output: Path | None, server: str | None, time_zone: str | None) -> int:
-    r"""Read SOURCEs (files of any name, folders, .zip archives, snapshots) into one snapshot.
+    """Read SOURCEs (files of any name, folders, .zip archives, snapshots) into one snapshot.
 
     \b
     anontls org import exports/ -o org.json
@@ -67,7 +68,7 @@ def import_(sources: tuple[Path, ...], output: Path | None, server: str | None, 
     organization = read_export(sources, server=server, zone=zone, progress=_progress if sys.stderr.isatty() else None)
     data = snapshot.dump(organization)
     if output is None:
-        click.echo(data.decode())
+        click.echo("\n".join(map(json.printable_json, data.decode().rstrip().split("\n"))))
     else:
         try:
             output.write_bytes(data)
@@ -80,7 +81,7 @@ def import_(sources: tuple[Path, ...], output: Path | None, server: str | None, 
 
 
 def _progress(message: str) -> None:
-    click.echo(f"\r\x1b[K{message[:100]}", nl=False, err=True)
+    click.echo(f"\r\x1b[K{printable(message[:100])}", nl=False, err=True)
 
 
 def _imported(organization: Organization) -> str:
@@ -88,15 +89,17 @@ def _imported(organization: Organization) -> str:
     for source in organization.sources:
         computers = f", collected on {', '.join(source.computers)}" if source.computers else ""
         note = f" ({source.note})" if source.note else ""
-        lines.append(f"  {source.file}: {source.objects} objects{computers}{note}")
+        lines.append(printable(f"  {source.file}: {source.objects} objects{computers}{note}"))
     origins = {computer.lower() for source in organization.sources for computer in source.computers}
     if len(origins) > 1:
         lines.append(
-            click.style(f"mixed origins: the files were collected on {', '.join(sorted(origins))}", fg="yellow")
+            click.style(
+                printable(f"mixed origins: the files were collected on {', '.join(sorted(origins))}"), fg="yellow"
+            )
         )
     if organization.unplaced:
         lines.append(click.style(f"unplaced: {len(organization.unplaced)} objects", fg="yellow"))
-        lines += [f"  {_unplaced(u)}" for u in organization.unplaced]
+        lines += [printable(f"  {_unplaced(u)}") for u in organization.unplaced]
     return "\n".join(lines)
 
 
@@ -117,7 +120,7 @@ def _count(value: object) -> int:
 
 
 @command.command("show")
-@click.argument("org", metavar="ORG")
+@click.argument("org", type=click.Path(), metavar="ORG")
 @click.option("--server", metavar="NAME", help="Only this server.")
 @click.option("--expiry", is_flag=True, help="The certificates only, the first to expire first.")
 @options.as_of
@@ -157,8 +160,10 @@ def _show_expiry(servers: Sequence[Server], now: datetime, language: Language, *
             continue
         colour = None if days is None else "red" if days < 0 else "yellow" if days < 60 else "green"
         left = show(language, certificate.not_after) if days is None else f"{days:>6} days"
-        uses = ", ".join(_uses(server, certificate))
-        click.echo(f"{click.style(left, fg=colour)}  {_line(certificate, language)}  {server.name}  {uses}".rstrip())
+        uses = printable(", ".join(_uses(server, certificate)))
+        click.echo(
+            f"{click.style(left, fg=colour)}  {_line(certificate, language)}  {printable(server.name)}  {uses}".rstrip()
+        )
 
 
 def _uses(server: Server, certificate: Certificate) -> list[str]:
@@ -177,7 +182,7 @@ def _line(certificate: Certificate, language: Language) -> str:
 
 def _described(organization: Organization, servers: Sequence[Server], language: Language) -> Iterator[str]:
     if organization.name:
-        yield click.style(organization.name, bold=True)
+        yield click.style(printable(organization.name), bold=True)
     yield _contents(organization)
     for server in servers:
         yield from ("", *_server(server, language))
@@ -191,7 +196,7 @@ def _server(server: Server, language: Language) -> Iterator[str]:
     about = (server.fqdn, server.server_role, server.admin_display_version, server.site)
     attribute = server.internal_tls_cert
     value = attribute.names or attribute.error or (None if not attribute.unknown else Unknown(str(attribute.unknown)))
-    yield click.style(server.name, bold=True) + "  " + ", ".join(show(language, each) for each in about)
+    yield click.style(printable(server.name), bold=True) + "  " + ", ".join(show(language, each) for each in about)
     yield f"  {THUMBPRINT}  {show(language, server.internal_transport_certificate_thumbprint)}"
     yield f"  {ATTRIBUTE:<{len(THUMBPRINT)}}  {show(language, value)}"
     yield from _listed("certificates", server.certificates, partial(_certificate, language, server), language)
@@ -207,11 +212,11 @@ def _listed(title: str, values: tuple[T, ...] | Unknown, line: Callable[[T], str
         yield f"  {title}: {show(language, values)}"
         return
     yield f"  {title}"
-    yield from (f"    {line(value)}".rstrip() for value in values)
+    yield from (printable(f"    {line(value)}").rstrip() for value in values)
 
 
 def _certificate(language: Language, server: Server, c: Certificate) -> str:
-    return f"{_line(c, language)}  {show(language, c.key)}  {', '.join(_uses(server, c))}"
+    return f"{_line(c, language)}  {show(language, c.key)}  {printable(', '.join(_uses(server, c)))}"
 
 
 def _receive_connector(language: Language, c: ReceiveConnector) -> str:
@@ -236,7 +241,7 @@ def _unplaced(u: Unplaced) -> str:
 
 
 @command.command("check")
-@click.argument("org", metavar="ORG")
+@click.argument("org", type=click.Path(), metavar="ORG")
 @options.language
 @options.as_json
 def check(org: str, language: Language, as_json: bool) -> int:
@@ -262,8 +267,8 @@ def check(org: str, language: Language, as_json: bool) -> int:
 
 
 def _finding(item: Missing, text: str) -> str:
-    head = click.style(f"{item.server}: ", bold=True) if item.server else ""
-    return f"{head}{text}" + (f"\n    {item.cmdlet}" if item.cmdlet else "")
+    head = click.style(f"{printable(item.server)}: ", bold=True) if item.server else ""
+    return f"{head}{text}" + (f"\n    {printable(item.cmdlet)}" if item.cmdlet else "")
 
 
 @command.command("schema")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from anontls.facts import (
 from anontls.report import json, text
 from anontls.report.explain import Explanation
 from anontls.report.language import Language, say
+from anontls.report.printable import printable
 from anontls.selection import DEFAULT, Decision, Result, Rules, select
 from anontls.selection import assumption as what_if
 from anontls.selection import sessions as enumerate_sessions
@@ -60,10 +61,17 @@ class Question(msgspec.Struct, kw_only=True):
 @click.command("select")
 @click.argument("scenario", type=click.Choice([s.value for s in Scenario]), required=False)
 @click.option(
-    "--org", metavar="ORG", envvar="ANONTLS_ORG", help="Snapshot, folder or .zip of exports (or set ANONTLS_ORG)."
+    "--org",
+    type=click.Path(),
+    metavar="ORG",
+    envvar="ANONTLS_ORG",
+    help="Snapshot, folder or .zip of exports (or set ANONTLS_ORG).",
 )
 @click.option(
-    "--facts", metavar="FILE", help="Decide from a facts file (anontls/facts/1, .json or .jsonl; - for standard input)."
+    "--facts",
+    type=click.Path(),
+    metavar="FILE",
+    help="Decide from a facts file (anontls/facts/1, .json or .jsonl; - for standard input).",
 )
 @click.option("--server", metavar="NAME", help="Only this server (name or FQDN).")
 @click.option("--connector", metavar="NAME", help="Only this Receive or Send connector.")
@@ -136,9 +144,11 @@ def command(
     anontls select --org org.json --server MBX1 --without 0123... --assume itc=4567...
     """
     if (org is None) == (facts is None):
-        raise click.UsageError("one of --org and --facts is needed")
+        raise click.UsageError("exactly one of --org and --facts is needed")
+    _check_together(click.get_current_context(), facts is not None)
     moment = as_of or options.now()
     in_force = _rules(rules)
+    _check_expected(expect)
     assumptions = [*map(_assumption, assume), *map(what_if.without, without)]
     cases: Iterable[SessionFacts | FaultyCase]
     if facts is not None:
@@ -157,7 +167,7 @@ def command(
             as_of=moment,
         )
         asked = list(_asked(open_organization(org), question))
-        _check_without(asked, without)
+        _check_thumbprints(asked, without, assumptions)
         cases = asked
     answers: list[Answered] = []
     faults = 0
@@ -167,7 +177,7 @@ def command(
             if as_json:
                 click.echo(json.encode(json.error(case.line, str(case.error))))
             else:
-                click.echo(click.style("error: ", fg="red", bold=True) + str(case.error), err=True)
+                click.echo(click.style("error: ", fg="red", bold=True) + printable(str(case.error)), err=True)
             continue
         answer = _answer(case, assumptions, in_force)
         if as_json:
@@ -178,6 +188,30 @@ def command(
     if svg is not None:
         _draw(svg, answers, language)
     return max(Exit.USAGE if faults else Exit.DONE, _status([answer.after for answer in answers], expect))
+
+
+#: Each picks the session in its own way; a second one would be ignored.
+PICKS: Mapping[str, frozenset[str]] = {
+    "--queue": frozenset({"queue"}),
+    "--connector": frozenset({"connector"}),
+    "--delivery-type": frozenset({"delivery_type"}),
+    "--from": frozenset({"peer", "port"}),
+    "--phase startup": frozenset({"phase"}),
+}
+
+
+def _check_together(ctx: click.Context, has_facts: bool) -> None:
+    """Refuse what would be ignored.
+
+    Raises:
+        click.UsageError: two options that exclude each other.
+    """
+    given = {name for name, value in ctx.params.items() if value not in (None, Phase.SESSION.value)}
+    picks = [option for option, names in PICKS.items() if names & given]
+    if has_facts and (picks or given & {"scenario", "server"}):
+        raise click.UsageError("a facts file says itself what it asks; SCENARIO, --server and the like go with --org")
+    if len(picks) > 1:
+        raise click.UsageError(f"{' and '.join(picks)} exclude each other")
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -254,6 +288,13 @@ def _asked(organization: Organization, question: Question) -> Iterator[SessionFa
             f"no queue {question.queue}",
             hint=_known(str(q.identity) for s in servers for q in enumerate_sessions.queues(s)),
         )
+    if not found:
+        what = question.scenario.value if question.scenario else "session"
+        how = "of that --delivery-type" if question.delivery_type else "with --from" if question.peer else "at all"
+        raise UsageError(
+            f"no {what} {how} on {', '.join(s.name for s in servers)}",
+            hint="--delivery-type is of a Mailbox server that sends, --from of a session that comes in",
+        )
     yield from found
 
 
@@ -314,12 +355,22 @@ def _of_peer(server: Server, scenarios: Sequence[Scenario], question: Question) 
         yield enumerate_sessions.session_facts(server, scenario, question.as_of, receive_connector=connector)
 
 
-def _check_without(cases: Sequence[SessionFacts], without: Sequence[str]) -> None:
-    for thumbprint in map(normal_thumbprint, without):
-        stores = [case.store for case in cases if not is_unknown(case.store)]
-        if stores and not any(store.find(thumbprint) for store in stores):
+def _check_thumbprints(
+    cases: Sequence[SessionFacts], without: Sequence[str], assumptions: Sequence[Assumption]
+) -> None:
+    """Refuse to assume something of a certificate that no store holds.
+
+    Raises:
+        UsageError: a mistyped thumbprint would read as "nothing changes".
+    """
+    stores = [case.store for case in cases if not is_unknown(case.store)]
+    entries = [entry for each in assumptions if (entry := what_if.STORE_PATH.fullmatch(each.path))]
+    asked = [(f"--without {each}", each) for each in without]
+    asked += [(f"--assume {entry.group()}", entry.group(1)) for entry in entries]
+    for option, thumbprint in asked:
+        if stores and not any(store.find(normal_thumbprint(thumbprint)) for store in stores):
             known = {str(c.thumbprint) for store in stores for c in store}
-            raise UsageError(f"--without {thumbprint}: no such certificate", hint=_known(known))
+            raise UsageError(f"{option}: no such certificate", hint=_known(known))
 
 
 def _document(answer: Answered, assumptions: Sequence[Assumption], language: Language) -> dict[str, object]:
@@ -373,6 +424,26 @@ def _status(decisions: Sequence[Decision], expect: Sequence[str]) -> Exit:
     return Exit.UNKNOWN if unknown and "unknown" not in expect else Exit.DONE
 
 
+def _check_expected(expect: Sequence[str]) -> None:
+    """Refuse an answer that no decision can give.
+
+    Raises:
+        UsageError: says which answers there are.
+    """
+    for wanted in expect:
+        word = wanted.strip().lower()
+        is_event = word.startswith("event=") and word.removeprefix("event=").isdecimal()
+        if not is_event and word not in ANSWERS and not what_if.THUMBPRINT.fullmatch(normal_thumbprint(word)):
+            raise UsageError(
+                f"--expect {wanted}: not an answer",
+                hint="certificate, verb-only, none, unknown, X-ANONYMOUSTLS, STARTTLS, a thumbprint, event=ID, no-events",
+            )
+
+
+#: The answers of ``--expect`` that are words.
+ANSWERS = frozenset({*(result.value for result in Result), "x-anonymoustls", "starttls", "no-events"})
+
+
 def _is_met(decision: Decision, wanted: str) -> bool:
     word = wanted.strip().lower()
     if word in {result.value for result in Result}:
@@ -383,10 +454,4 @@ def _is_met(decision: Decision, wanted: str) -> bool:
         return not decision.events
     if word.startswith("event="):
         return word.removeprefix("event=") in {str(event.id) for event in decision.events}
-    thumbprint = normal_thumbprint(word)
-    if len(thumbprint) != 40:
-        raise UsageError(
-            f"--expect {wanted}: not an answer",
-            hint="certificate, verb-only, none, unknown, X-ANONYMOUSTLS, STARTTLS, a thumbprint, event=ID, no-events",
-        )
-    return decision.certificate is not None and decision.certificate.thumbprint == thumbprint
+    return decision.certificate is not None and decision.certificate.thumbprint == normal_thumbprint(word)

@@ -12,12 +12,13 @@ import click
 from anontls import config
 from anontls.cli import Exit, options
 from anontls.errors import UsageError
-from anontls.facts import Queue
+from anontls.facts import Queue, same_name
 from anontls.protocol_log import Mark
 from anontls.report import json, text
-from anontls.report.language import Language
+from anontls.report.language import Language, show
+from anontls.report.printable import printable
 from anontls.selection.sessions import send_connectors
-from anontls.smtp.syntax import Envelope, Recipient
+from anontls.smtp.syntax import Envelope, Recipient, valid_envelope
 from anontls.transport.send import NextHop, OutboundSession, SessionFailed
 from anontls.transport.service import Service, system_now
 
@@ -53,7 +54,14 @@ from anontls.transport.service import Service, system_now
     metavar="ADDRESS",
     help="Envelope recipient; may be repeated. Without one the session is opened and closed.",
 )
-@click.option("--timeout", default=30.0, show_default=True, metavar="SECONDS")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 600),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Wait this long for the session to be ready, and for the verdict.",
+)
 @click.argument("message", required=False, type=click.Path(path_type=Path, allow_dash=True), metavar="[MESSAGE]")
 @options.language
 @options.as_json
@@ -72,6 +80,9 @@ def command(
 ) -> int:
     r"""Send MESSAGE (a file, or - for standard input) in one session, and show the decision, the dialogue and the trust.
 
+    Exit 0 when every recipient was accepted, 3 when not: then the reply stands there, and nothing was sent in clear to an
+    Exchange server.
+
     \b
     anontls send --config edge1.toml --to 127.0.0.1:2525 --server MBX1 --recipient anna@contoso.com mail.eml
     """
@@ -80,18 +91,29 @@ def command(
         host, port = config.host_and_port(target)
     except ValueError as e:
         raise UsageError(f"--to {e}") from None
+    if port == 0:
+        raise UsageError(f"--to {target!r}: nothing listens on port 0")
+    envelope = Envelope(sender, [Recipient(address) for address in recipients])
+    if not valid_envelope(envelope):
+        raise UsageError("--sender and --recipient are addresses such as anna@contoso.com")
     if bool(recipients) != (message is not None):
         raise UsageError("a message needs --recipient, and a --recipient a message")
     content = b"" if message is None else sys.stdin.buffer.read() if str(message) == "-" else _read(message)
     service = Service(settings, configuration.parent, now=system_now)
     node = service.node
+    if server is not None and node.organization.server(server) is None:
+        known_servers = ", ".join(s.name for s in node.organization.servers)
+        raise UsageError(f"no server {server} in the organisation", hint=f"known: {known_servers}")
+    if connector is not None and node.server.role != "Edge":
+        raise UsageError(f"--connector: {node.server.name} is no Edge server; its procedure asks for the queue")
     send_connector = None
     if node.server.role == "Edge" and server is not None:
         known = send_connectors(node.server, node.organization)
         wanted = connector or settings.delivery.send_connector
-        send_connector = next((c for c in known if wanted is None or c.identity.lower() == wanted.lower()), None)
+        send_connector = next((c for c in known if wanted is None or same_name(c.identity, wanted)), None)
         if send_connector is None:
-            raise UsageError(f"no Send connector {wanted}", hint="known: " + ", ".join(c.identity for c in known))
+            names = ", ".join(c.identity for c in known) or "none"
+            raise UsageError(f"no Send connector {wanted or ''}".rstrip(), hint=f"known: {names}")
     hop = NextHop(
         host=host,
         port=port,
@@ -100,7 +122,6 @@ def command(
         send_connector=send_connector,
         timeout=timeout,
     )
-    envelope = Envelope(sender, [Recipient(address) for address in recipients])
     return asyncio.run(_send(service, hop, envelope, _crlf(content), language, as_json=as_json))
 
 
@@ -121,11 +142,16 @@ async def _send(
     service: Service, hop: NextHop, envelope: Envelope, content: bytes, language: Language, *, as_json: bool
 ) -> int:
     lines: list[dict[str, str]] = []
+    watched = not as_json
 
     def trace(mark: Mark, data: str, context: str) -> None:
+        nonlocal watched
         lines.append({"mark": mark.value, "data": data, "context": context})
-        if not as_json:
-            click.echo(f"{mark.value} {data}{'  ' if data and context else ''}{context}".rstrip())
+        try:
+            for line in data.replace("\r\n", "\n").split("\n") if watched else ():
+                click.echo(f"{mark.value} {printable(line)}{'  ' if line and context else ''}{context}".rstrip())
+        except BrokenPipeError:
+            watched = False  # nobody reads on; the message is sent all the same
 
     session = OutboundSession(service.node, hop, service.send_log, trace)
     failure: SessionFailed | None = None
@@ -157,11 +183,24 @@ async def _send(
             )
         )
     else:
+        if session.peer is not None:
+            click.echo("\n" + _peer(session, language))
         if session.decision is not None:
             width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
             click.echo("\n" + text.explained(session.decision, language, width=width))
         for recipient, reply in zip(envelope.recipients, replies, strict=True) if replies else ():
-            click.echo(f"{recipient.address}: {reply}")
+            click.echo(f"{recipient.address}: {printable(reply)}")
         if failure is not None:
-            click.echo(click.style("not sent: ", fg="red", bold=True) + str(failure), err=True)
+            click.echo(click.style("not sent: ", fg="red", bold=True) + printable(str(failure)), err=True)
     return Exit.DONE if positive else Exit.UNKNOWN
+
+
+def _peer(session: OutboundSession, language: Language) -> str:
+    peer = session.peer
+    assert peer is not None
+    line = f"the peer showed {show(language, peer.thumbprint)} ({printable(show(language, peer.subject))}"
+    line += f", valid to {show(language, peer.not_after)})"
+    if session.trust is not None:
+        line += f"; the directory says of {session.hop.server}: {session.trust.result.value}"
+        line += ", expired" if session.trust.expired else ""
+    return line

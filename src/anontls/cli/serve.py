@@ -9,6 +9,7 @@ import click
 
 from anontls import config
 from anontls.cli import Exit
+from anontls.errors import UsageError
 from anontls.transport.service import Service, system_now
 
 
@@ -20,6 +21,11 @@ def command(configuration: Path) -> int:
     What the server is comes from the organisation; CONFIG holds what only this machine knows.
     """
     settings = config.load(configuration)
+    if not settings.listen:
+        raise UsageError(
+            f"{configuration}: nothing to listen on",
+            hint="a [[listen]] table names a Receive connector and an address; without one the file is good for `send` only",
+        )
     with asyncio.Runner(loop_factory=event_loop) as runner:
         runner.run(_serve(settings, configuration.parent))
     return Exit.DONE

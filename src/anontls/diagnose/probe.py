@@ -6,6 +6,7 @@ It opens one session for each verb, sends no mail, and shows no certificate of i
 from __future__ import annotations
 
 import asyncio
+import os
 from datetime import datetime
 
 import msgspec
@@ -31,7 +32,7 @@ class Behind(msgspec.Struct, frozen=True, kw_only=True):
     cipher: str | None = None
     extensions: tuple[str, ...] = ()
     failure: str | None = None
-    trust: Trust | None = None  # compared with the directory, when one was given
+    trust: Trust | None = None  # compared with the directory, when one was given and the handshake was complete
 
 
 class Probed(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +76,7 @@ async def probe(
             continue
         seen = await _session(host, port, verb, hello, timeout)
         trust = None
-        if organization is not None:
+        if organization is not None and seen.protocol is not None:
             trust = direct_trust(seen.certificate, _held(organization, server or name or host), now)
         behind.append(
             Behind(
@@ -139,6 +140,8 @@ async def _session(host: str, port: int, verb: TlsVerb | None, hello: str, timeo
             await _Talk(seen, verb, hello, reader, writer).run()
     except TimeoutError:
         seen.failure = f"no answer in {timeout:g} s"
+    except ConnectionError as e:
+        seen.failure = os.strerror(e.errno) if e.errno else str(e) or type(e).__name__
     except (OSError, EOFError) as e:
         seen.failure = getattr(e, "strerror", None) or str(e) or type(e).__name__
     except (TlsFailed, RemoteProtocolError) as e:

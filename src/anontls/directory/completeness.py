@@ -18,8 +18,11 @@ from anontls.facts import (
     Organization,
     ReceiveConnector,
     Server,
+    in_ldap_filter,
+    in_single_quotes,
     is_null,
     is_unknown,
+    powershell_argument,
     same_name,
 )
 
@@ -87,9 +90,7 @@ def _of_server(server: Server, organization: Organization) -> Iterator[Missing]:
     if is_unknown(certificates):
         yield lacks("certificates", _exported("Get-ExchangeCertificate", name, switch="-Server "))
     elif properties := _unknown_of(certificates, NEEDED_OF_CERTIFICATE):
-        cmdlet = (
-            f"Get-ExchangeCertificate -Server {quoted(name)} | Format-List Thumbprint,Services,Status,HasPrivateKey"
-        )
+        cmdlet = f"Get-ExchangeCertificate -Server {powershell_argument(name)} | Format-List Thumbprint,Services,Status,HasPrivateKey"
         yield lacks("certificate-properties", cmdlet, properties=properties)
     connectors = server.receive_connectors
     get_connectors = _exported("Get-ReceiveConnector", name, switch="-Server ")
@@ -203,22 +204,16 @@ def _of_sources(organization: Organization) -> Iterator[Missing]:
 # --- PowerShell lines ------------------------------------------------------------------------------------------------
 
 
-def quoted(name: str) -> str:
-    """``name`` as one argument of a PowerShell command."""
-    return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) else "'" + name.replace("'", "''") + "'"
-
-
 def _exported(cmdlet: str, server: str, switch: str = "") -> str:
     file = re.sub(r"[^A-Za-z0-9._-]", "_", f"{cmdlet}-{server}.xml")
-    return f"{cmdlet} {switch}{quoted(server)} | {EXPORT} {file}"
+    return f"{cmdlet} {switch}{powershell_argument(server)} | {EXPORT} {file}"
 
 
 def attribute_search(server: str, *, edge: bool = False) -> str:
     """The directory search for ``msExchServerInternalTLSCert``; of an Edge server in its AD LDS [FACT D 5.5]."""
     host = "LDAP://localhost:50389/" if edge else "LDAP://"
     attribute = "msExchServerInternalTLSCert" + ("_adlds" if edge else "")
-    # Escaped for the LDAP filter, then for the PowerShell text around it.
-    escaped = re.sub(r"[*()\\\0]", lambda special: f"\\{ord(special[0]):02x}", server).replace("'", "''")
+    escaped = in_single_quotes(in_ldap_filter(server))
     file = re.sub(r"[^A-Za-z0-9._-]", "_", f"ServerInternalTLSCert-{server}.xml")
     return (
         f"(New-Object DirectoryServices.DirectorySearcher([adsi]\"{host}$(([adsi]'{host}RootDSE').configurationNamingContext)\", "

@@ -26,6 +26,9 @@ def load(source: Path | bytes, name: str) -> Organization:
     Raises:
         MalformedInput: it is not a snapshot; says at which place of it.
     """
+    # Imported here: the readers of exports read snapshots too.
+    from anontls.directory.exchange_export.sources import decode, encoding_of
+
     if isinstance(source, Path):
         size = source.stat().st_size
         text = source.read_bytes() if size <= MAX_BYTES else b""
@@ -34,9 +37,10 @@ def load(source: Path | bytes, name: str) -> Organization:
     if size > MAX_BYTES:
         raise MalformedInput(name, f"{size:,} bytes are more than the {MAX_BYTES:,} that a snapshot may have")
     try:
-        if text.startswith((b"\xff\xfe", b"\xfe\xff")):  # Windows PowerShell redirects to UTF-16
-            text = text.decode("utf-16").encode()
-        organization = _DECODER.decode(text.removeprefix(b"\xef\xbb\xbf"))
+        encoding, start = encoding_of(text)
+        # Windows PowerShell redirects to UTF-16
+        text = text[start:] if encoding == "UTF-8" else decode(text, name).encode()
+        organization = _DECODER.decode(text)
     except msgspec.ValidationError as e:
         place = _PLACE.fullmatch(str(e))
         raise MalformedInput(f"{name}: {place['path'] if place else '$'}", place["what"] if place else str(e)) from None

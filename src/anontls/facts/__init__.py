@@ -17,7 +17,14 @@ from anontls.facts.enums import (
     DeliveryType,
     Flags,
 )
-from anontls.facts.names import IssuerAndSubject, parse_tls_certificate_name, same_name
+from anontls.facts.names import (
+    IssuerAndSubject,
+    in_ldap_filter,
+    in_single_quotes,
+    parse_tls_certificate_name,
+    powershell_argument,
+    same_name,
+)
 from anontls.facts.organization import (
     AcceptedDomain,
     EdgeSubscription,
@@ -61,10 +68,13 @@ __all__ = [
     "Unplaced",
     "certificate_bytes",
     "connector_for_session",
+    "in_ldap_filter",
+    "in_single_quotes",
     "is_null",
     "is_unknown",
     "normal_thumbprint",
     "parse_tls_certificate_name",
+    "powershell_argument",
     "same_name",
     "thumbprint_of",
 ]

@@ -6,7 +6,7 @@ import hashlib
 import struct
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -61,8 +61,15 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
         if self.der is not None:
             for name, value in _read_der(self.der, self.is_self_signed).items():
                 msgspec.structs.force_setattr(self, name, value)
-        elif isinstance(self.thumbprint, str):
+            return
+        if isinstance(self.thumbprint, str):
             msgspec.structs.force_setattr(self, "thumbprint", normal_thumbprint(self.thumbprint))
+        for time in (self.not_before, self.not_after):
+            if isinstance(time, datetime) and time.year in (MINYEAR, MAXYEAR):
+                try:
+                    time.astimezone(UTC)
+                except OverflowError:
+                    raise ValueError(f"{time.isoformat()} is no time that there is in UTC") from None
 
     @property
     def is_request(self) -> bool:
@@ -126,6 +133,11 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
             return None if self.der is None else x509.load_der_x509_certificate(self.der)
         except Exception:  # noqa: BLE001 hostile bytes raise anything; the reason stands in the unknown properties
             return None
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """SHA-256 of the bytes, 64 upper-case hexadecimal digits; ``None`` when there are no bytes."""
+        return None if self.der is None else hashlib.sha256(self.der).hexdigest().upper()
 
     @cached_property
     def key(self) -> str | Unknown:

@@ -79,6 +79,26 @@ def any_covers(patterns: Iterable[str], name: str) -> bool:
     return any(covers(pattern, name) for pattern in patterns)
 
 
+# PowerShell ends a text in single quotes at any of these; doubled, each stands for itself (about_Quoting_Rules).
+SINGLE_QUOTES = re.compile("['\u2018\u2019\u201a\u201b]")
+PLAIN_ARGUMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._\\-]*")
+
+
+def in_single_quotes(text: str) -> str:
+    """``text`` as it stands between single quotes in PowerShell."""
+    return SINGLE_QUOTES.sub(lambda quote: quote[0] * 2, text)
+
+
+def powershell_argument(name: str) -> str:
+    """``name`` as one argument of a cmdlet: whatever an export calls a thing, a pasted line names it and no more."""
+    return name if PLAIN_ARGUMENT.fullmatch(name) else f"'{in_single_quotes(name)}'"
+
+
+def in_ldap_filter(value: str) -> str:
+    """``value`` as it stands in an LDAP filter (RFC 4515, section 3)."""
+    return re.sub(r"[*()\\\0]", lambda special: f"\\{ord(special[0]):02x}", value)
+
+
 class IssuerAndSubject(msgspec.Struct, frozen=True):
     """The two halves of a ``TlsCertificateName``."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -41,19 +40,18 @@ class Trust(msgspec.Struct, frozen=True, kw_only=True):
 def direct_trust(peer: Certificate | None, expected: Sequence[bytes], now: datetime) -> Trust:
     """Compare the ``peer``'s certificate with those (DER) that the directory holds for that server [FACT D 3.3].
 
-    What is compared is SHA-256 of all bytes: the SHA-1 thumbprint is a name, not a proof.
+    What is compared is all bytes: the SHA-1 thumbprint is a name, not a proof.
     """
     if peer is None:
         return Trust(result=TrustResult.NO_CERTIFICATE, expired=False)
-    digest = None if peer.der is None else hashlib.sha256(peer.der)
     if not expected:
         result = TrustResult.UNKNOWN_SERVER
-    elif digest is not None and any(hashlib.sha256(der).digest() == digest.digest() for der in expected):
+    elif peer.der is not None and peer.der in expected:
         result = TrustResult.MATCH
     else:
         result = TrustResult.MISMATCH
     return Trust(
         result=result,
         expired=isinstance(peer.not_after, datetime) and now > peer.not_after,  # [RFC5280 4.1.2.5] NotAfter is valid
-        fingerprint=digest.hexdigest().upper() if digest else None,
+        fingerprint=peer.fingerprint,
     )

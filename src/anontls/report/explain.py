@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from anontls.events import Event
-from anontls.facts import Certificate, Phase, Queue, Scenario, is_unknown
+from anontls.facts import (
+    Certificate,
+    Phase,
+    Queue,
+    Scenario,
+    in_ldap_filter,
+    in_single_quotes,
+    is_unknown,
+    powershell_argument,
+)
 from anontls.report.language import Language, event_text, say, show, texts
+from anontls.report.printable import printable
 from anontls.selection import Decision, Outcome, Question, Result, Step, questions
 
 # The configuration naming context, where server objects lie; an Edge server's is in its AD LDS [FACT D 5.5].
 SEARCH = "Get-ADObject -SearchBase (Get-ADRootDSE).configurationNamingContext"
 EDGE_SEARCH = "Get-ADObject -Server localhost:50389 -SearchBase (Get-ADRootDSE -Server localhost:50389).configurationNamingContext"
-
-
-def quoted(name: str) -> str:
-    """``name`` as a PowerShell argument."""
-    plain = name and all(c.isalnum() or c in "-_.\\" for c in name)
-    return name if plain else "'" + name.replace("'", "''") + "'"
 
 
 class Explanation:
@@ -30,10 +34,10 @@ class Explanation:
         self.connector = connector_name(decision)
         # What any sentence or cmdlet may name: server and connector as the cmdlets take them.
         self._names: dict[str, object] = {
-            "server": quoted(facts.server.name),
-            "connector": quoted(self.connector) if self.connector else "<connector>",
+            "server": powershell_argument(facts.server.name),
+            "connector": powershell_argument(self.connector) if self.connector else "<connector>",
             "thumbprint": "<thumbprint>",
-            "name": facts.server.name,
+            "cn": in_single_quotes(in_ldap_filter(facts.server.name)),
             "search": EDGE_SEARCH if facts.server.role == "Edge" else SEARCH,
         }
         self._questions = {question.step: question for question in questions(facts)}
@@ -71,7 +75,10 @@ class Explanation:
         """What to do when the step did not pass."""
         if step.outcome is Outcome.PASSED:
             return None
-        return self._say("remedy." + step.because, {**step.values, "check": self.check(step)})
+        values = {**step.values, "check": self.check(step)}
+        if isinstance(name := values.get("name"), str):
+            values["name"] = powershell_argument(name)
+        return self._say("remedy." + step.because, values)
 
     def event(self, event: Event) -> str:
         """The event's text."""
@@ -105,7 +112,7 @@ class Explanation:
 
     def _headline(self, key: str, values: Mapping[str, object]) -> str:
         # not say(): an empty "for whom" stays empty
-        shown = {k: v if isinstance(v, str) else show(self.language, v) for k, v in values.items()}
+        shown = {k: printable(v) if isinstance(v, str) else show(self.language, v) for k, v in values.items()}
         return texts(self.language)["headline." + key].format_map(shown)
 
     def _for_whom(self) -> str:

@@ -10,7 +10,7 @@ import msgspec
 from anontls.events import Event
 from anontls.facts import Certificate, Unknown
 from anontls.report.explain import Explanation, connector_name, decision_queue, queue_name
-from anontls.report.language import Language
+from anontls.report.language import Language, event_text
 from anontls.selection import Decision, Difference, Step
 from anontls.selection.rules import VALUES, value
 
@@ -49,8 +49,18 @@ def error(line: int, message: str) -> dict[str, Any]:
 
 
 def encode(document: object) -> str:
-    """One line of JSON."""
-    return msgspec.json.encode(document).decode()
+    """One line of JSON; what a terminal would obey is escaped in it."""
+    return printable_json(msgspec.json.encode(document).decode())
+
+
+def printable_json(line: str) -> str:
+    """A line of JSON with what a terminal would obey escaped, in JSON's own way: it says the same."""
+    return line if line.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in line)
+
+
+def _escaped(character: str) -> str:
+    pair = character.encode("utf-16-be").hex()  # beyond U+FFFF JSON has two escapes
+    return "".join(f"\\u{pair[at : at + 4]}" for at in range(0, len(pair), 4))
 
 
 def time(moment: datetime) -> str:
@@ -108,7 +118,7 @@ def _event(event: Event, explanation: Explanation) -> dict[str, Any]:
         "text": explanation.event(event),
     }
     if kind.level_note:
-        document["level_note"] = kind.level_note
+        document["level_note"] = event_text(explanation.language, event.id, "level_note")
     return document
 
 

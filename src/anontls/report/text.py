@@ -10,6 +10,7 @@ import click
 from anontls.facts import Phase, is_unknown
 from anontls.report.explain import Explanation, connector_name, decision_queue
 from anontls.report.language import Language, say, show, texts
+from anontls.report.printable import printable
 from anontls.selection import Decision, Difference, Outcome, Result, Step
 
 MOST_CHECKS = 30  # a list that is meant to be worked through, not scrolled through
@@ -84,11 +85,11 @@ def _row(decision: Decision, language: Language) -> list[str]:
     queue = decision_queue(decision)
     startup = decision.facts.phase is Phase.STARTUP
     scenario = words["scenario.startup" if startup else f"scenario.{decision.facts.scenario.value}"]
-    what = connector_name(decision) or "-"
+    what = printable(connector_name(decision) or "-")
     if queue is not None:
-        what = Explanation(decision, language).queue(queue)
+        what = printable(Explanation(decision, language).queue(queue))
         if not queue.hypothetical and not is_unknown(queue.delivery_type):
-            what += f" ({queue.delivery_type})"
+            what += f" ({show(language, queue.delivery_type)})"
     if decision.result is Result.UNKNOWN:
         return [scenario, what, words["word.unknown"], "", "", decision.last.step, ""]
     if decision.last.because == "1.b.mailbox":
@@ -122,7 +123,11 @@ def table(decisions: Sequence[Decision], language: Language) -> str:
     for decision, row in rows:
         if decision.facts.server.name != server:
             server = decision.facts.server.name
-            lines += ["", click.style(server, bold=True), click.style("  " + _columns(head, widths), dim=True)]
+            lines += [
+                "",
+                click.style(printable(server), bold=True),
+                click.style("  " + _columns(head, widths), dim=True),
+            ]
         colour = RESULT_COLOUR[decision.result] if not decision.events else "yellow" if decision.verb else "red"
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         cells[2] = click.style(cells[2], fg=colour)
@@ -169,7 +174,7 @@ def compared(pairs: Sequence[tuple[Decision, Decision]], language: Language) -> 
         one, other = _row(before, language), _row(after, language)
         changed = one[2:] != other[2:]
         answer = _short(other) if changed else words["word.unchanged"]
-        rows.append((changed, [before.facts.server.name, *one[:2], _short(one), answer]))
+        rows.append((changed, [printable(before.facts.server.name), *one[:2], _short(one), answer]))
     widths = [max(len(head[i]), *(len(row[i]) for _, row in rows)) for i in range(len(head))]
     lines = [click.style(_columns(head, widths), dim=True)]
     for changed, row in rows:

@@ -17,6 +17,7 @@ OBJECTS: Mapping[str, str] = {
     "send_connector": "send_connector",
     "receive_connector": "receive_connector",
 }
+THUMBPRINT = re.compile("[0-9A-F]{40}")
 STORE_PATH = re.compile(r"store\[([^\]]+)\]\.(.+)", re.IGNORECASE)
 
 
@@ -33,7 +34,7 @@ def parse(text: str) -> Assumption:
     """Read ``PATH=VALUE``; the value is JSON where it reads as JSON, else text.
 
     Raises:
-        ValueError: there is no ``=``, or the path names nothing that can be assumed.
+        ValueError: there is no ``=``, the path names nothing that can be assumed, or ``itc`` is no thumbprint.
     """
     path, equals, value = text.partition("=")
     path = path.strip()
@@ -48,6 +49,8 @@ def parse(text: str) -> Assumption:
         raise ValueError(
             f"{path!r} names no fact; a path is itc, {ATTRIBUTE}, {', '.join(f'{o}.Property' for o in OBJECTS)}, or store[THUMBPRINT].Property"
         )
+    if path.lower() == "itc" and value != "null" and not THUMBPRINT.fullmatch(normal_thumbprint(value)):
+        raise ValueError(f"itc={value}: a thumbprint has 40 hexadecimal digits; null is none")
     try:
         return Assumption(path, msgspec.json.decode(value))
     except msgspec.DecodeError:

@@ -89,7 +89,7 @@ LAST_STEPS: Questions = (
         "2",
         "anonymous.2",
         attribute_named,
-        "{search} -LDAPFilter '(&(objectClass=msExchExchangeServer)(cn={name}))' -Properties msExchServerInternalTLSCert",
+        "{search} -LDAPFilter '(&(objectClass=msExchExchangeServer)(cn={cn}))' -Properties msExchServerInternalTLSCert",
         event=12012,
     ),
     Question(

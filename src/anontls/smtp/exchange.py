@@ -9,6 +9,7 @@ import enum
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -62,10 +63,16 @@ def banner(fqdn: str, at: datetime | None = None) -> Reply:
     """The greeting with its date [FACT D 3.1]; without a date when none is given."""
     text = f"{fqdn} Microsoft ESMTP MAIL Service ready"
     if at is not None:
-        text += f" at {_DAYS[at.weekday()]}, {at.day} {_MONTHS[at.month - 1]} {at:%Y %H:%M:%S} {at:%z}".rstrip()
+        text += _date(at.replace(microsecond=0))
     return Reply(220, (text,))
 
 
+@lru_cache(maxsize=16)  # many sessions begin in one second
+def _date(at: datetime) -> str:
+    return f" at {_DAYS[at.weekday()]}, {at.day} {_MONTHS[at.month - 1]} {at:%Y %H:%M:%S} {at:%z}".rstrip()
+
+
+@lru_cache(maxsize=64)  # the settings of a connector are the same for all its sessions
 def ehlo_keywords(settings: ServerSettings, tls: TlsVerb | None = None) -> tuple[str, ...]:
     """Keyword lines in Exchange's fixed order; ``tls`` is the verb that the session is secured with.
 
@@ -107,6 +114,12 @@ def ehlo_keywords(settings: ServerSettings, tls: TlsVerb | None = None) -> tuple
     return tuple(words)
 
 
+@lru_cache(maxsize=64)
+def offered(settings: ServerSettings, tls: TlsVerb | None = None) -> frozenset[str]:
+    """The keywords without what follows them."""
+    return frozenset(keyword.partition(" ")[0] for keyword in ehlo_keywords(settings, tls))
+
+
 def auth_mechanisms(settings: ServerSettings, tls: TlsVerb | None) -> tuple[str, ...]:
     return settings.auth + settings.auth_under_tls if tls else settings.auth
 
@@ -117,6 +130,7 @@ def exps_mechanisms(settings: ServerSettings, tls: TlsVerb | None) -> tuple[str,
     return settings.x_exps
 
 
+@lru_cache(maxsize=1024)
 def ehlo_reply(settings: ServerSettings, peer: str, tls: TlsVerb | None = None) -> Reply:
     """``250-<fqdn> Hello [<ip>]`` and the keywords [FACT D 3.1]."""
     return Reply(250, (f"{settings.fqdn} Hello [{peer}]", *ehlo_keywords(settings, tls)))

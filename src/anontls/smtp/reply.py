@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import msgspec
 
@@ -52,19 +53,24 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
 
     def encode(self) -> bytes:
         """The bytes on the wire; a text can never end its line early or open another."""
-        last = len(self.lines) - 1
-        if not last:
+        if len(self.lines) == 1:
             line = self.lines[0]
             if not (line.isascii() and line.isprintable()):
                 line = _tame(line)
             return f"{self.code} {line}\r\n".encode("ascii")
-        return "".join(
-            f"{self.code}{' ' if number == last else '-'}{line if line.isascii() and line.isprintable() else _tame(line)}\r\n"
-            for number, line in enumerate(self.lines)
-        ).encode("ascii")
+        return _encoded(self.code, self.lines)
 
     def __str__(self) -> str:
         return f"{self.code} {self.text}".rstrip()
+
+
+@lru_cache(maxsize=256)  # answers to EHLO, the same again and again
+def _encoded(code: int, lines: tuple[str, ...]) -> bytes:
+    last = len(lines) - 1
+    return "".join(
+        f"{code}{' ' if number == last else '-'}{line if line.isascii() and line.isprintable() else _tame(line)}\r\n"
+        for number, line in enumerate(lines)
+    ).encode("ascii")
 
 
 def _tame(line: str) -> str:

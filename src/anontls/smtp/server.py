@@ -241,8 +241,7 @@ class ServerSession(Receiving):
         self.hello, self.esmtp = name, verb == "EHLO"
         self.exchange_server = False
         if self.esmtp:
-            keywords = exchange.ehlo_keywords(self.settings, self.tls)
-            self._offered = frozenset(keyword.partition(" ")[0] for keyword in keywords)
+            self._offered = exchange.offered(self.settings, self.tls)
             self._reply(exchange.ehlo_reply(self.settings, self.peer, self.tls))
         else:
             self._offered = frozenset()

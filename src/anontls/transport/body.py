@@ -5,51 +5,109 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from types import TracebackType
-from typing import IO
+from typing import IO, ClassVar
 
-IN_MEMORY = 1024 * 1024  # octets of a message that stay in memory; with 5,000 sessions that is what memory can bear
+from anontls.smtp.content import LineEnds, Needs, needs
+
+IN_MEMORY = 1024 * 1024  # octets of a message that stay in memory
+LITTLE = 64 * 1024  # octets that always do
+ALL_IN_MEMORY = 256 * 1024 * 1024  # octets of all messages together; beyond, only little ones stay in memory
 PIECE = 256 * 1024
 
 
 class Body:
     """Grows by :meth:`add`; closed when the message is settled."""
 
+    __slots__ = ("_data", "_error", "_file", "size")
+
+    in_use: ClassVar[int] = 0  #: octets in memory, of all messages
+
     def __init__(self) -> None:
         self.size = 0
-        self._pieces: list[bytes] = []
+        self._data: bytes | bytearray = b""
         self._file: IO[bytes] | None = None
+        self._error: OSError | None = None
 
     def add(self, data: bytes) -> None:
-        """The next piece."""
+        """The next piece.  A full disk shows only at :meth:`complete`: the rest is taken and dropped."""
         self.size += len(data)
+        if self._error is not None:
+            return
         if self._file is None:
-            self._pieces.append(data)
-            if self.size <= IN_MEMORY:
+            if not self._data:
+                self._data = data  # mostly the whole message
+            else:
+                # one buffer, not a list: a peer that sends octet by octet would fill it with objects
+                if isinstance(self._data, bytes):
+                    self._data = bytearray(self._data)
+                self._data += data
+            Body.in_use += len(data)
+            if self.size <= LITTLE or (self.size <= IN_MEMORY and Body.in_use <= ALL_IN_MEMORY):
                 return
-            self._file = tempfile.TemporaryFile(prefix="anontls-")  # noqa: SIM115 closed with the message
-            self._file.writelines(self._pieces)
-            self._pieces.clear()
-        else:
-            self._file.write(data)
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="anontls-")  # noqa: SIM115 closed with the message
+                self._file.write(self._forget())
+            else:
+                self._file.write(data)
+        except OSError as e:
+            self._error = e
+            self.close()
+
+    def _forget(self) -> bytes | bytearray:
+        data, self._data = self._data, b""
+        Body.in_use -= len(data)
+        return data
+
+    def complete(self) -> None:
+        """All has been added.
+
+        Raises:
+            OSError: it could not all be kept.
+        """
+        if self._file is not None:
+            try:
+                self._file.flush()
+            except OSError as e:
+                self._error = e
+        if self._error is not None:
+            raise self._error
 
     def in_memory(self) -> bytes | None:
         """All of it, when it is in memory."""
-        return b"".join(self._pieces) if self._file is None else None
+        return bytes(self._data) if self._file is None else None
 
     def pieces(self) -> Iterator[bytes]:
         """All of it, piece by piece; may be asked again."""
         if self._file is None:
-            yield from self._pieces
+            yield bytes(self._data)
             return
         self._file.seek(0)
         while piece := self._file.read(PIECE):
             yield piece
 
+    def needs(self) -> Needs:
+        """What it asks of a peer, whatever its sender declared; reads all of it."""
+        if self._file is None:
+            return needs(bytes(self._data))
+        ends, ascii_only = LineEnds(), True
+        for piece in self.pieces():
+            if not ends.add(piece):
+                return Needs.BINARY
+            ascii_only = ascii_only and piece.isascii()
+        if not ends.finish():
+            return Needs.BINARY
+        return Needs.SEVEN_BIT if ascii_only else Needs.EIGHT_BIT
+
     def close(self) -> None:
         """Let go of it."""
-        self._pieces.clear()
+        self._forget()
         if self._file is not None:
-            self._file.close()
+            file, self._file = self._file, None
+            try:
+                file.close()
+            except OSError as e:  # it could not write what was left
+                self._error = self._error or e
 
     def __enter__(self) -> Body:
         return self

@@ -11,9 +11,21 @@ import msgspec
 from OpenSSL import SSL
 
 from anontls.certstore import CertificateStore
+from anontls.certstore.new import new_internal_certificate
 from anontls.eventlog import EventLog
 from anontls.events import TRANSPORT, Event
-from anontls.facts import Certificate, Organization, Phase, Queue, ReceiveConnector, Scenario, SendConnector, Server
+from anontls.facts import (
+    Certificate,
+    Organization,
+    Phase,
+    Queue,
+    ReceiveConnector,
+    Scenario,
+    SendConnector,
+    Server,
+    is_null,
+    is_unknown,
+)
 from anontls.facts.certificate import certificate_bytes
 from anontls.facts.own_certificate import OwnCertificate, OwnCertificateRefused
 from anontls.facts.trust import Trust, TrustResult, direct_trust
@@ -32,8 +44,8 @@ class Presented(NamedTuple):
 class Node:
     """What all sessions of one server share.
 
-    ``organization``, ``server`` and ``store`` are replaced whole by a reload; a session decides on what is there when
-    it asks.  ``now`` is the clock.
+    ``organization`` and ``server`` are replaced whole by :meth:`take`; a session decides on what is there when it asks.
+    ``now`` is the clock.
     """
 
     def __init__(
@@ -45,12 +57,34 @@ class Node:
         now: Callable[[], datetime],
         rules: Rules = DEFAULT,
     ) -> None:
-        self.organization = organization
-        self.server = server
         self.store = store
         self.events = events
         self.now = now
         self.rules = rules
+        self._ephemeral: OwnCertificate | None = None
+        self.take(organization, server)
+
+    def take(self, organization: Organization, server: Server) -> None:
+        """From now on this is what the directory says."""
+        self.organization = organization
+        self.server = server
+        self._servers = {
+            name.lower(): each
+            for each in reversed(organization.servers)
+            for name in (each.name, each.fqdn)
+            if isinstance(name, str)
+        }
+        self._peers: dict[str, tuple[bytes, ...]] = {}
+        domains = () if is_unknown(organization.accepted_domains) else organization.accepted_domains
+        names = [domain.domain_name.lower() for domain in domains]
+        self._domains = frozenset(names)
+        self._parents = tuple(name[1:] for name in names if name.startswith("*."))
+
+    def is_local(self, address: str) -> bool:
+        """Whether the domain of ``address`` is an accepted domain; ``postmaster`` alone is ours [RFC5321 4.5.1]."""
+        _, at, domain = address.rpartition("@")
+        domain = domain.lower()
+        return not at or domain in self._domains or domain.endswith(self._parents)
 
     @property
     def fqdn(self) -> str:
@@ -92,20 +126,48 @@ class Node:
             return Presented(client_context(), None)
         return self._loaded(decision, client_context)
 
+    def load(self, certificate: Certificate) -> bool:
+        """Whether the internal transport certificate can be used; told at the start, before a session needs it."""
+        try:
+            own = self.store.find(str(certificate.thumbprint))
+            return own is not None and server_context(own) is not None
+        except OwnCertificateRefused as e:
+            self._refused(e, None)
+            return False
+
     def _loaded(self, decision: Decision, context: Callable[[OwnCertificate], SSL.Context]) -> Presented | None:
-        if decision.verb is None or decision.certificate is None:
+        if decision.verb is None:
             return None
         try:
-            own = self.store.find(str(decision.certificate.thumbprint))
+            if decision.ephemeral:
+                own: OwnCertificate | None = self._temporary()
+            else:
+                own = self.store.find(str(decision.certificate.thumbprint)) if decision.certificate else None
             return None if own is None else Presented(context(own), own.certificate)
         except OwnCertificateRefused as e:
-            self.refused(e)
+            self._refused(e, decision)
             return None
 
-    def refused(self, error: OwnCertificateRefused) -> None:
-        """A certificate of our own that the TLS library does not take is one that cannot be loaded: event 12013."""
-        values = {"thumbprint": error.thumbprint, "reason": error.reason}
-        self.events.write(Event(12013, TRANSPORT, values))
+    def _temporary(self) -> OwnCertificate:
+        """What stands in for a certificate that is not in the store, under the rule that wants it (event 12024)."""
+        if self._ephemeral is None:
+            self._ephemeral = new_internal_certificate(self.server.name, self.fqdn, now=self.now())
+        return self._ephemeral
+
+    def _refused(self, error: OwnCertificateRefused, decision: Decision | None) -> None:
+        """A certificate of our own that the TLS library does not take is one that cannot be loaded.
+
+        That is event 12013 of the internal transport certificate, and 12014 of one for STARTTLS.
+        """
+        values: dict[str, object] = {"thumbprint": error.thumbprint, "reason": error.reason}
+        names: dict[str, object] = {}
+        event = 12013
+        if decision is not None and decision.facts.scenario is Scenario.INBOUND_STARTTLS:
+            connector = decision.facts.receive_connector
+            event = 12014
+            fqdn = self.fqdn if connector is None or is_null(connector.fqdn) else connector.fqdn
+            names = {"connector": connector.identity if connector else "", "name": fqdn, "fqdn": fqdn}
+        self.events.write(Event(event, TRANSPORT, values), **names)
 
     def peer_certificates(self, name: str) -> tuple[bytes, ...]:
         """The certificates (DER) that the directory holds for the server called ``name``; empty when it holds none.
@@ -113,9 +175,13 @@ class Node:
         Of an Edge server both copies count, the one in Active Directory and the one in its own AD LDS.  A thumbprint
         without the certificate is a name and proves nothing.
         """
-        server = self.organization.server(name)
+        name = name.lower()
+        server = self._servers.get(name)
         if server is None:
             return ()
+        known = self._peers.get(name)
+        if known is not None:
+            return known
         found = []
         for attribute in (server.internal_tls_cert, server.internal_tls_cert_adlds):
             if isinstance(attribute.der, bytes):
@@ -123,7 +189,8 @@ class Node:
                     found.append(certificate_bytes(attribute.der))
                 except ValueError:
                     continue  # garbage in the directory names nobody
-        return tuple(dict.fromkeys(found))
+        known = self._peers[name] = tuple(dict.fromkeys(found))
+        return known
 
     def trust(self, peer: Certificate | None, name: str) -> Trust:
         """Whether the peer that calls itself ``name`` shows the certificate that the directory holds for it; logs 12019."""

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from email.utils import format_datetime
+from functools import lru_cache
+from ipaddress import ip_address
+from operator import is_
 from typing import Protocol, cast
 
 from anontls.config import Limits
-from anontls.facts import ReceiveConnector, Scenario, is_unknown
+from anontls.facts import ReceiveConnector, Scenario
+from anontls.facts.organization import Address, ip_range
 from anontls.facts.trust import Trust
 from anontls.protocol_log import Mark, ProtocolLog, SessionLog
 from anontls.smtp import RemoteProtocolError, Reply, ServerSession, ServerSettings, Size, exchange
@@ -40,14 +45,21 @@ ANONYMOUS_PERMISSIONS = "SMTPSubmit SMTPAcceptAnySender SMTPAcceptAuthoritativeD
 TOO_MANY_SESSIONS = Reply(
     421, ("4.3.2 The maximum number of concurrent connections has exceeded a limit, closing transmission channel",)
 )
+NOT_FROM_THERE = Reply(421, ("4.3.2 Service not available",))
 NOT_DELIVERED = Reply(451, ("4.3.0 The message could not be stored; try again",))
+
+#: Seconds that a peer has to take the last answer before the connection is cut off.
+LINGER = 10.0
 
 
 class Delivery(Protocol):
     """Where accepted mail goes."""
 
     async def deliver(self, envelope: Envelope, body: Body, received: bytes) -> Reply:
-        """Take responsibility, or say why not; ``received`` is the header field to put in front.  Must not raise."""
+        """Take responsibility, or say why not; ``received`` is the header field to put in front.
+
+        Whatever it raises is a temporary failure.
+        """
         ...
 
     def accepts(self, address: str) -> Reply | None:
@@ -56,33 +68,51 @@ class Delivery(Protocol):
 
 
 class Receiver:
-    """One Receive connector on one address: what its sessions share, and how many there are."""
+    """One Receive connector, on one address or more: what its sessions share, and how many there are."""
 
     def __init__(
-        self, node: Node, connector: ReceiveConnector, limits: Limits, delivery: Delivery, log: ProtocolLog | None
+        self,
+        node: Node,
+        connector: ReceiveConnector,
+        limits: Limits,
+        delivery: Delivery,
+        log: ProtocolLog | None,
+        say: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.node = node
         self.connector = connector
         self.limits = limits
         self.delivery = delivery
         self.log = log
+        self.say = say  # to the operator: what keeps mail from being delivered
         self.sessions: set[Connection] = set()
         self.by_peer: Counter[str] = Counter()
+        self.deliveries: set[asyncio.Task[None]] = set()  # they outlive a session whose peer goes away
         self.draining = False
+        self._offer: tuple[tuple[object, ...], ServerSettings, dict[str, Presented]] | None = None
 
     def __call__(self) -> Connection:
         """A new session, as ``loop.create_server`` wants it."""
         return Connection(self)
 
     def offer(self) -> tuple[ServerSettings, dict[str, Presented]]:
-        """What a session that begins now is offered, and the TLS context behind each verb: two selections."""
+        """What a session that begins now is offered, and the TLS context behind each verb: two selections.
+
+        They depend on facts and time alone, so those of the same second and the same facts hold, unless they log.
+        """
         node, connector = self.node, self.connector
+        second = int(node.now().timestamp())
+        facts = (node.organization, node.server, node.store.store(), node.rules, connector)
+        if self._offer is not None and self._offer[0][0] == second and all(map(is_, self._offer[0][1:], facts)):
+            return self._offer[1:]
+        silent = True
         presented: dict[str, Presented] = {}
         for scenario in (Scenario.INBOUND_STARTTLS, Scenario.INBOUND_ANONYMOUS):
             decision = node.select(scenario, receive_connector=connector)
             found = node.presented(decision)
             if found is not None and decision.verb is not None:
                 presented[decision.verb] = found
+            silent = silent and not decision.events and (found is not None or decision.verb is None)
         anonymous = connector.lets_in("AnonymousUsers")
         internal = connector.transport_service == "HubTransport" and anonymous is False
         fqdn = connector.fqdn if isinstance(connector.fqdn, str) and connector.fqdn else node.fqdn
@@ -90,23 +120,26 @@ class Receiver:
             fqdn=fqdn,
             starttls=exchange.STARTTLS in presented,
             anonymous_tls=exchange.X_ANONYMOUSTLS in presented,
-            require_authentication=anonymous is False,
+            require_authentication=anonymous is not True,  # of groups that are not known nobody is let in
             size=Size.WITHOUT_VALUE if internal else Size.ENABLED,  # as internal connectors have it [FACT O 3.1]
             max_size=self.limits.message_size,
             max_recipients=self.limits.recipients,
         )
+        self._offer = ((second, *facts), settings, presented) if silent else None
         return settings, presented
 
-    def is_local(self, address: str) -> bool:
-        """Whether the domain of ``address`` is an accepted domain."""
-        domains = self.node.organization.accepted_domains
-        domain = address.rpartition("@")[2].lower()
-        if is_unknown(domains):
-            return False
-        return any(
-            domain == known or (known.startswith("*.") and domain.endswith(known[1:]))
-            for known in (accepted.domain_name.lower() for accepted in domains)
-        )
+    def refusal(self, address: str) -> Reply | None:
+        """Why a session from ``address`` is not taken; ``None``: it is."""
+        if self.draining:
+            return exchange.SERVICE_NOT_ACTIVE
+        if len(self.sessions) >= self.limits.sessions or self.by_peer[address] >= self.limits.sessions_per_peer:
+            return TOO_MANY_SESSIONS
+        return None if self._serves(address) else NOT_FROM_THERE
+
+    def _serves(self, address: str) -> bool:
+        """Whether ``RemoteIPRanges`` hold the peer [FACT D 6.3]; where they are not known, nobody is kept out."""
+        ranges = self.connector.remote_ip_ranges
+        return not isinstance(ranges, tuple) or _within(ranges, address)
 
     def drain(self) -> None:
         """End each session as soon as its message is settled."""
@@ -122,9 +155,10 @@ class Connection(asyncio.Protocol):
         "_active",
         "_blocked",
         "_body",
+        "_closing",
         "_delivering",
+        "_handshake_timer",
         "_loop",
-        "_peer_name",
         "_presented",
         "_pump",
         "_session",
@@ -133,6 +167,7 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_trust",
         "_verb",
+        "address",
         "began",
         "id",
         "local",
@@ -144,6 +179,7 @@ class Connection(asyncio.Protocol):
         self.receiver = receiver
         self.id = new_session_id()
         self.peer = ""
+        self.address = ""
         self.local = ""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -155,8 +191,10 @@ class Connection(asyncio.Protocol):
         self._trust: Trust | None = None
         self._body: Body | None = None
         self._blocked = False
+        self._closing = ""  # who ends the connection, once that is known
         self._delivering: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._handshake_timer: asyncio.TimerHandle | None = None
         self._active = self.began = self._loop.time()
 
     # --- what asyncio calls -------------------------------------------------------------------------------------------
@@ -164,30 +202,29 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         receiver = self.receiver
         self._transport = cast("asyncio.Transport", transport)
-        self.peer, self.local = (
-            _endpoint(transport.get_extra_info("peername")),
-            _endpoint(transport.get_extra_info("sockname")),
-        )
-        address = self.peer.rpartition(":")[0].strip("[]")
-        settings, self._presented = receiver.offer()
+        peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        if not peer or not local:  # it is gone already
+            self._transport.abort()
+            return
+        self.address = address = str(peer[0])
+        self.peer, self.local = _endpoint(peer), _endpoint(local)
         if receiver.log is not None:
             self._session_log = receiver.log.session(receiver.connector.identity, self.id, self.local, self.peer)
             self._session_log.add(Mark.CONNECT)
+        refusal = receiver.refusal(address)
+        if refusal is not None:  # without a session: nothing is decided for a flood
+            self._trace(">", refusal.encode()[:-2])
+            self._transport.write(refusal.encode())
+            self._close("QUIT")
+            return
+        settings, self._presented = receiver.offer()
         session = self._session = ServerSession(
             settings, peer=address, recipient=self._recipient, trace=self._trace if self._session_log else None
         )
-        limits = receiver.limits
-        if (
-            receiver.draining
-            or len(receiver.sessions) >= limits.sessions
-            or receiver.by_peer[address] >= limits.sessions_per_peer
-        ):
-            self._handle(session.refuse(exchange.SERVICE_NOT_ACTIVE if receiver.draining else TOO_MANY_SESSIONS))
-            return
         receiver.sessions.add(self)
         receiver.by_peer[address] += 1
         session.greeting(receiver.node.now())
-        self._timer = self._loop.call_later(limits.command_timeout, self._check_time)
+        self._timer = self._loop.call_later(receiver.limits.command_timeout, self._check_time)
         self._flush()
 
     def data_received(self, data: bytes) -> None:
@@ -205,6 +242,10 @@ class Connection(asyncio.Protocol):
                     self._secured(pump, session)
                 plain = pump.read()
                 events = session.receive(plain) if plain else []
+                if pump.eof:
+                    self._closing = "Remote"
+                    if self._delivering is None and not any(isinstance(e, MessageEnds) for e in events):
+                        events += session.eof()
         except TlsFailed as e:
             self._tls_failed(e)
             return
@@ -214,26 +255,34 @@ class Connection(asyncio.Protocol):
         self._handle(events)
 
     def eof_received(self) -> bool:
-        if self._session is not None and self._delivering is None:
+        """A peer that says no more may still wait for the word on its message."""
+        if not self._closing:
+            self._closing = "Remote"
+        if self._delivering is not None:
+            return True
+        if self._session is not None:
             self._handle(self._session.eof())
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._handshake_timer):
+            if timer is not None:
+                timer.cancel()
         if self._body is not None and self._delivering is None:
             self._body.close()
         receiver = self.receiver
         if self in receiver.sessions:
             receiver.sessions.discard(self)
-            address = self.peer.rpartition(":")[0].strip("[]")
-            receiver.by_peer[address] -= 1
-            if not receiver.by_peer[address]:
-                del receiver.by_peer[address]
+            receiver.by_peer[self.address] -= 1
+            if not receiver.by_peer[self.address]:
+                del receiver.by_peer[self.address]
         if self._session_log is not None:
-            self._session_log.add(Mark.DISCONNECT, "", "Remote" if exc is None else f"Remote({type(exc).__name__})")
-        self._session = None
-        self._transport = None
+            self._session_log.add(
+                Mark.DISCONNECT, "", self._closing or ("Remote" if exc is None else "Remote(SocketError)")
+            )
+        # Nothing keeps what the session held: the loop may keep this object for a while.
+        self._session = self._pump = self._transport = self._trust = None
+        self._presented = {}
 
     def pause_writing(self) -> None:
         self._blocked = True  # a peer that does not read its answers is not read either
@@ -265,7 +314,9 @@ class Connection(asyncio.Protocol):
                 case MessageBegins():
                     self._body = Body()
                 case MessageEnds():
-                    self._delivering = self._loop.create_task(self._deliver(event.envelope))
+                    self._delivering = task = self._loop.create_task(self._deliver(event.envelope))
+                    self.receiver.deliveries.add(task)
+                    task.add_done_callback(self.receiver.deliveries.discard)
                 case MessageAborted():
                     if self._body is not None:
                         self._body.close()
@@ -280,14 +331,14 @@ class Connection(asyncio.Protocol):
                     if session is not None:  # nothing is offered that gets here
                         self._handle(session.authenticated(None, exchange.UNRECOGNIZED_AUTHENTICATION))
                 case ServerClosed():
-                    self._flush()
+                    self._flush(last=True)
                     self._close(event.reason)
                     return
         self._flush()
 
-    def _flush(self) -> None:
+    def _flush(self, *, last: bool = False) -> None:
         session, transport = self._session, self._transport
-        if session is None or transport is None:
+        if session is None or transport is None or transport.is_closing():
             return
         data = session.output()
         pump = self._pump
@@ -298,6 +349,8 @@ class Connection(asyncio.Protocol):
                 except TlsFailed as e:
                     self._tls_failed(e)
                     return
+            if last:
+                pump.close()
             data = pump.output()
         if data:
             transport.write(data)
@@ -305,13 +358,13 @@ class Connection(asyncio.Protocol):
 
     def _recipient(self, session: ServerSession, recipient: Recipient) -> Reply | None:
         """Exchange server rights are: relay to any recipient.  Nobody else relays."""
-        if not self.receiver.is_local(recipient.address):
+        if not self.receiver.node.is_local(recipient.address):
             return None if session.exchange_server else exchange.UNABLE_TO_RELAY
         return self.receiver.delivery.accepts(recipient.address)
 
     def _trace(self, mark: str, line: bytes) -> None:
         if self._session_log is not None:
-            self._session_log.add(Mark(mark), line.decode("utf-8", "replace"))
+            self._session_log.dialogue(Mark(mark), line)
 
     # --- TLS ----------------------------------------------------------------------------------------------------------
 
@@ -319,28 +372,25 @@ class Connection(asyncio.Protocol):
         presented = self._presented[self._verb]
         pump = self._pump = TlsPump(presented.context)
         pump.start()
-        self._loop.call_later(self.receiver.limits.handshake_timeout, self._check_handshake, pump)
+        self._handshake_timer = self._loop.call_later(
+            self.receiver.limits.handshake_timeout, self._close, "TLS handshake timed out"
+        )
         if self._session_log is not None and presented.certificate is not None:
             self._session_log.certificate("Sending", presented.certificate)
 
-    def _check_handshake(self, pump: TlsPump) -> None:
-        if pump is self._pump and not pump.handshake_done:
-            self._close("TLS handshake timed out")
-
     def _secured(self, pump: TlsPump, session: ServerSession) -> None:
-        peer = peer_certificate(pump)
+        if self._handshake_timer is not None:
+            self._handshake_timer.cancel()
+            self._handshake_timer = None
         if self._session_log is not None:
             self._session_log.information("", schannel_line(pump))
+            peer = peer_certificate(pump)
             if peer is not None:
                 self._session_log.certificate("Received", peer)
-        self._handle(session.tls_established(anonymous=self._verb == exchange.X_ANONYMOUSTLS))
+        session.tls_established(anonymous=self._verb == exchange.X_ANONYMOUSTLS)  # nothing happens by itself
 
     def _tls_failed(self, error: TlsFailed) -> None:
-        if self._session_log is not None:
-            self._session_log.information("", f"TLS negotiation failed with error {error.reason}")
-        if self._transport is not None and self._pump is not None:
-            self._transport.write(self._pump.output())
-        self._close(error.reason)
+        self._close(f"TLS negotiation failed with error {error.reason}")
 
     def _greeted(self, name: str) -> None:
         """Direct trust: inside anonymous TLS, the peer's whole certificate against the directory's for that name."""
@@ -362,32 +412,43 @@ class Connection(asyncio.Protocol):
         body, self._body = self._body or Body(), None
         try:
             with body:
+                body.complete()
                 reply = await self.receiver.delivery.deliver(envelope, body, self._received())
         except Exception as e:  # noqa: BLE001 whatever goes wrong, the sender keeps the message
             reply = NOT_DELIVERED
-            self._note(f"{type(e).__name__}: {e}")
+            # without the file's name, which is another one for each message
+            reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+            why = f"a message could not be delivered: {type(e).__name__}: {reason}"
+            self.receiver.say(why)
+            if self._session_log is not None:
+                self._session_log.information("", why)
         self._delivering = None
-        if self._session is not None:
-            self._active = self._loop.time()
-            self._handle(self._session.settle(reply))
-            if self.receiver.draining:
-                self.drain()
-
-    def _note(self, text: str) -> None:
-        if self._session_log is not None:
-            self._session_log.information("", text)
+        session = self._session
+        if session is None:
+            return
+        self._active = self._loop.time()
+        events = session.settle(reply)
+        if self._closing:
+            events += session.eof()
+        self._handle(events)
+        if self.receiver.draining:
+            self.drain()
 
     def _received(self) -> bytes:
         """The Received field of this hop [RFC5321 4.4]; it shows whether the hop used TLS [FACT O 4.5]."""
         session, pump = self._session, self._pump
-        assert session is not None
-        hello = (session.hello or "unknown").encode("ascii", "replace").decode()
+        if session is None:  # the peer is gone; its message is whole
+            return f"Received: by {self.receiver.node.fqdn} id {self.id};\r\n {self._date()}\r\n".encode()
         tls = f" (version={protocol(pump).replace('v', '').replace('.', '_')}, cipher={cipher(pump)})" if pump else ""
-        with_ = "ESMTPS" if pump else "ESMTP"
+        with_ = "ESMTPS" if pump else "ESMTP" if session.esmtp else "SMTP"
+        address = f"IPv6:{session.peer}" if ":" in session.peer else session.peer  # [RFC5321 4.1.3]
         return (
-            f"Received: from {hello} ([{session.peer}]) by {session.settings.fqdn}\r\n"
-            f" with {with_}{tls} id {self.id};\r\n {format_datetime(self.receiver.node.now())}\r\n"
+            f"Received: from {session.hello} ([{address}]) by {session.settings.fqdn}\r\n"
+            f" with {with_}{tls} id {self.id};\r\n {self._date()}\r\n"
         ).encode("ascii", "replace")
+
+    def _date(self) -> str:
+        return format_datetime(self.receiver.node.now())
 
     # --- time and end -------------------------------------------------------------------------------------------------
 
@@ -395,12 +456,11 @@ class Connection(asyncio.Protocol):
         limits, now, session = self.receiver.limits, self._loop.time(), self._session
         if session is None:
             return
-        idle, age = now - self._active, now - self.began
-        if self._delivering is None and (idle >= limits.command_timeout or age >= limits.session_timeout):
+        left = min(limits.command_timeout - (now - self._active), limits.session_timeout - (now - self.began))
+        if left <= 0 and self._delivering is None:
             self._handle(session.timed_out())
             return
-        wait = max(0.05, min(limits.command_timeout - idle, limits.session_timeout - age))
-        self._timer = self._loop.call_later(wait, self._check_time)
+        self._timer = self._loop.call_later(left if left > 0 else 1.0, self._check_time)
 
     def drain(self) -> None:
         """Say goodbye, unless a message is being delivered: then afterwards."""
@@ -413,13 +473,38 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _close(self, reason: str) -> None:
-        if self._session_log is not None:
+        """Send what is left to say, and close; a peer that does not take it is cut off."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self._session_log is not None and reason != "QUIT" and self._closing != "Remote":
             self._session_log.information("", reason)
-        if self._pump is not None and self._transport is not None:
+        self._closing = self._closing or "Local"
+        if self._pump is not None:
             self._pump.close()
-            self._transport.write(self._pump.output())
-        if self._transport is not None:
-            self._transport.close()
+            last = self._pump.output()
+            if last:
+                transport.write(last)
+        if self._timer is not None:
+            self._timer.cancel()
+        transport.close()
+        self._timer = self._loop.call_later(LINGER, transport.abort)
+
+
+@lru_cache(maxsize=4096)
+def _within(ranges: tuple[str, ...], address: str) -> bool:
+    try:
+        peer = ip_address(address)
+        peer = getattr(peer, "ipv4_mapped", None) or peer
+        spans = _spans(ranges)
+    except ValueError:
+        return False
+    return any(low.version == peer.version and int(low) <= int(peer) <= int(high) for low, high in spans)
+
+
+@lru_cache(maxsize=256)
+def _spans(ranges: tuple[str, ...]) -> tuple[tuple[Address, Address], ...]:
+    return tuple(ip_range(one) for one in ranges)
 
 
 def _endpoint(address: tuple[str, int] | tuple[str, int, int, int]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -35,6 +35,10 @@ from anontls.transport.node import Node, Presented, new_session_id
 # What a sender reports in the place of a reply [FACT O 3.4]
 UNREACHABLE = Reply(451, ("4.4.397 Error communicating with target host",))
 CANNOT_AUTHENTICATE = exchange.CANNOT_ACHIEVE_EXCHANGE_AUTHENTICATION
+
+
+GOODBYE = 2.0  #: seconds that a peer has to answer QUIT
+T = TypeVar("T")
 
 
 class NextHop(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +92,11 @@ class OutboundSession(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._sent: dict[int, asyncio.Future[tuple[Reply, ...]]] = {}
+        self._lost: asyncio.Future[None] = self._loop.create_future()
+        self._moved = 0.0  # when the session last got on
         self._writable = True
+        self._cut: asyncio.TimerHandle | None = None
+        self._closing = ""  # who ends the connection, once that is known
         self._broken: SessionFailed | None = None
         settings = ClientSettings(hello=node.fqdn, lmtp=hop.lmtp, require_tls=hop.server is not None)
         self._session = ClientSession(settings, trace=self._line)
@@ -111,18 +119,19 @@ class OutboundSession(asyncio.Protocol):
         )
         if self._log is not None:
             self._session_log = self._log.session(connector, self.id, "", f"{hop.host}:{hop.port}")
-        if hop.server is not None:
-            self._decide()
         try:
+            if hop.server is not None:
+                self._decide()
+            self._tell(Mark.INFORMATION, "", "attempting to connect")
             async with asyncio.timeout(hop.timeout):
-                self._tell(Mark.INFORMATION, "", "attempting to connect")
                 await self._loop.create_connection(lambda: self, hop.host, hop.port)
-                await self._ready
-        except TimeoutError:
-            self.abort()
-            raise self._failed(UNREACHABLE, f"no answer in {hop.timeout:g} s") from None
+            await self._answered(self._ready, "no answer")
+        except TimeoutError:  # of the connection: an OSError too
+            raise self._told(self._failed(UNREACHABLE, f"no answer in {hop.timeout:g} s")) from None
         except OSError as e:
-            raise self._failed(UNREACHABLE, e.strerror or str(e)) from None
+            raise self._told(self._failed(UNREACHABLE, e.strerror or str(e))) from None
+        except SessionFailed as e:
+            raise self._told(e) from None
 
     async def deliver(self, envelope: Envelope, content: bytes | Iterable[bytes]) -> tuple[Reply, ...]:
         """Send one message; the last word on each recipient, in their order.
@@ -135,33 +144,38 @@ class OutboundSession(asyncio.Protocol):
         verdict: asyncio.Future[tuple[Reply, ...]] = self._loop.create_future()
         self._sent[id(envelope)] = verdict
         try:
-            events = self._session.send(envelope, content)
+            self._step(lambda: self._handle(self._session.send(envelope, content)))
+            return await self._answered(verdict, "no verdict")
         except LocalProtocolError as e:
             raise self._failed(UNREACHABLE, str(e)) from None
-        self._handle(events)
-        try:
-            async with asyncio.timeout(self.hop.timeout):
-                return await verdict
-        except TimeoutError:
-            self.abort()
-            raise self._failed(UNREACHABLE, f"no verdict in {self.hop.timeout:g} s") from None
         finally:
             self._sent.pop(id(envelope), None)
+
+    async def _answered(self, future: asyncio.Future[T], what: str) -> T:
+        """Wait as long as the session gets on: an answer comes, or octets go.  Both have an end."""
+        timeout = self.hop.timeout
+        self._moved = self._loop.time()
+        while not future.done():
+            left = self._moved + timeout - self._loop.time()
+            if left <= 0:
+                failure = self._told(self._failed(UNREACHABLE, f"{what} in {timeout:g} s"))
+                self.abort()
+                raise failure
+            await asyncio.wait((future,), timeout=left)
+        return future.result()
 
     async def close(self) -> None:
         """QUIT, and wait a little for the answer."""
         transport = self._transport
         if transport is None:
             return
-        try:
-            self._session.quit()
-            self._flush()
-        except LocalProtocolError:
-            self.abort()
-        for _ in range(50):
-            if self._transport is None:
-                return
-            await asyncio.sleep(0.02)
+        if not transport.is_closing():
+            try:
+                self._session.quit()
+                self._step(self._flush)
+            except LocalProtocolError:
+                self.abort()
+        await asyncio.wait((self._lost,), timeout=GOODBYE)
         self.abort()
 
     def abort(self) -> None:
@@ -209,46 +223,76 @@ class OutboundSession(asyncio.Protocol):
         self._tell(Mark.CONNECT)
 
     def data_received(self, data: bytes) -> None:
-        try:
-            pump = self._pump
-            if pump is not None:
-                secured = pump.handshake_done
-                pump.received(data)
-                if not secured and pump.handshake_done:
-                    self._secured(pump)
-                data = pump.read()
-            if data or pump is None:
-                self._handle(self._session.receive(data))
+        self._step(lambda: self._received(data))
+
+    def _received(self, data: bytes) -> None:
+        pump = self._pump
+        if pump is not None:
+            secured = pump.handshake_done
+            pump.received(data)
+            if not secured and pump.handshake_done:
+                self._moved = self._loop.time()
+                self._secured(pump)
+            data = pump.read()
+        if data or pump is None:
+            self._handle(self._session.receive(data))
+        else:
             self._flush()
-        except TlsFailed as e:
-            self._tell(Mark.INFORMATION, "", f"TLS negotiation failed with error {e.reason}")
-            if self._pump is not None and self._transport is not None:
-                self._transport.write(self._pump.output())
-            self._break(self._failed(CANNOT_AUTHENTICATE if self.hop.server else UNREACHABLE, str(e)))
-        except RemoteProtocolError as e:
-            self._break(self._failed(UNREACHABLE, str(e)))
-        except SessionFailed as e:
-            self._break(e)
+        if pump is not None and pump.eof and self._transport is not None:
+            self._closing = self._closing or "Remote"
+            self._transport.close()
 
     def eof_received(self) -> bool:
+        self._closing = self._closing or "Remote"
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._handle(self._session.eof())
-        self._tell(Mark.DISCONNECT, "", "Local" if exc is None else f"Remote({type(exc).__name__})")
-        self._break(self._failed(UNREACHABLE, "the connection was closed"))
+        self._step(lambda: self._handle(self._session.eof()))
+        in_handshake = self._pump is not None and not self._pump.handshake_done and self.hop.server is not None
+        self._break(
+            self._failed(CANNOT_AUTHENTICATE, "the connection was closed in the TLS handshake")
+            if in_handshake
+            else self._failed(UNREACHABLE, "the connection was closed")
+        )
+        self._tell(Mark.DISCONNECT, "", self._closing or ("Remote" if exc is None else "Remote(SocketError)"))
+        self._pump = None
+        if self._cut is not None:
+            self._cut.cancel()
+        if not self._lost.done():
+            self._lost.set_result(None)
 
     def pause_writing(self) -> None:
         self._writable = False
 
     def resume_writing(self) -> None:
         self._writable = True
-        self._flush()
+        self._moved = self._loop.time()
+        self._step(self._flush)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
+    def _step(self, step: Callable[[], None]) -> None:
+        """Do it; whatever the peer, the certificates or the message make fail ends the session."""
+        try:
+            step()
+        except TlsFailed as e:
+            self._tell(Mark.INFORMATION, "", f"TLS negotiation failed with error {e.reason}")
+            if self._pump is not None and self._transport is not None:
+                self._transport.write(self._pump.output())
+            self._break(self._failed(CANNOT_AUTHENTICATE if self.hop.server else UNREACHABLE, str(e)))
+        except RemoteProtocolError as e:
+            self._verdicts(e.events)
+            in_clear = self.hop.server is not None and self._session.tls is None
+            self._break(self._failed(CANNOT_AUTHENTICATE if in_clear else UNREACHABLE, str(e)))
+        except SessionFailed as e:
+            self._break(e)
+        except OSError as e:  # the message could not be read from its file
+            self._break(self._failed(UNREACHABLE, str(e)))
+
     def _handle(self, events: list[ClientEvent]) -> None:
+        if events:
+            self._moved = self._loop.time()
         for event in events:
             match event:
                 case Ready():
@@ -261,9 +305,7 @@ class OutboundSession(asyncio.Protocol):
                         raise self._failed(CANNOT_AUTHENTICATE, f"{event.verb} was refused: {event.reply}")
                     self._settle_ready()  # opportunistic: in clear, as for any mail server
                 case Delivered() | Rejected():
-                    future = self._sent.get(id(event.envelope))
-                    if future is not None and not future.done():
-                        future.set_result(event.replies)
+                    self._verdicts((event,))
                 case Refused():
                     raise self._failed(_temporary(event.reply), f"{event.command} was refused")
                 case ClientClosed():
@@ -318,36 +360,57 @@ class OutboundSession(asyncio.Protocol):
             if not data:
                 break
         if self._session.closed:
-            self._handle_late()
-            transport.close()
+            self._verdicts(self._session.eof())
+            self._close_transport()
 
-    def _handle_late(self) -> None:
-        for event in self._session.eof():
+    def _verdicts(self, events: Iterable[object]) -> None:
+        for event in events:
             if isinstance(event, Delivered | Rejected):
                 future = self._sent.get(id(event.envelope))
                 if future is not None and not future.done():
                     future.set_result(event.replies)
+
+    def _close_transport(self) -> None:
+        """Close; what the peer does not take of the last octets is cut off."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            self._closing = self._closing or "Local"
+            if self._pump is not None:
+                self._pump.close()
+                transport.write(self._pump.output())
+            transport.close()
+            self._cut = self._loop.call_later(GOODBYE, transport.abort)
 
     def _settle_ready(self) -> None:
         if not self._ready.done():
             self._ready.set_result(None)
 
     def _break(self, failure: SessionFailed) -> None:
+        futures: list[asyncio.Future[Any]] = [self._ready, *self._sent.values()]
+        waiting = [future for future in futures if not future.done()]
+        if waiting:
+            self._told(failure)
         self._broken = self._broken or failure
-        if not self._ready.done():
-            self._ready.set_exception(failure)
-            self._ready.exception()  # seen, should nobody wait any more
-        for future in self._sent.values():
-            if not future.done():
-                future.set_exception(failure)
-        if self._transport is not None:
-            self._transport.close()
+        for future in waiting:
+            future.set_exception(failure)
+            future.exception()  # seen, should nobody wait any more
+        self._close_transport()
 
     def _failed(self, reply: Reply, why: str) -> SessionFailed:
         return SessionFailed(self.hop, reply, why)
 
+    def _told(self, failure: SessionFailed) -> SessionFailed:
+        """The same, once it stands in the log."""
+        if self._broken is None:
+            self._broken = failure
+            self._tell(Mark.INFORMATION, "", f"{failure.reply}: {failure.why}")
+        return failure
+
     def _line(self, mark: str, line: bytes) -> None:
-        self._tell(Mark(mark), line.decode("utf-8", "replace"))
+        if self._session_log is not None:
+            self._session_log.dialogue(Mark(mark), line)
+        if self._trace_to is not None:
+            self._trace_to(Mark(mark), line.decode("utf-8", "replace"), "")
 
     def _tell(self, mark: Mark, data: str = "", context: str = "") -> None:
         if self._session_log is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from anontls.certstore.files import Passphrase
 from anontls.certstore.folder import FolderStore
@@ -39,6 +40,9 @@ from anontls.transport.send import NextHop
 DRAIN = 30.0  # seconds that a stopping node gives its sessions
 FLUSH = 0.5  # seconds that a line of the protocol log may wait
 BACKLOG = 1024
+SPARE_FILES = 256  # open files beside those of sessions
+QUIET = timedelta(minutes=1)  # in which an operator is told the same once
+MOST_COMPLAINTS = 1000  # remembered at a time
 
 
 class Service:
@@ -58,7 +62,7 @@ class Service:
         store = self._store()
         sinks: list[Sink] = [Stream(self.console)]
         if config.log.events:
-            sinks.append(JsonLines(base / config.log.events))
+            sinks.append(JsonLines(_writable(base / config.log.events)))
         if config.log.syslog:
             sinks.append(Syslog(config.log.syslog))
         events = Events(server.name, tuple(sinks), now)
@@ -70,7 +74,9 @@ class Service:
         self.receivers: list[Receiver] = []
         self.servers: list[asyncio.Server] = []
         self._stopping = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._reloading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._complained: dict[str, datetime] = {}
         self._say_problems()
 
     # --- what it is made of -------------------------------------------------------------------------------------------
@@ -97,22 +103,28 @@ class Service:
         log = self.config.log
         if log.protocol is None:
             return None
-        return ProtocolLog(
-            self.base / log.protocol / f"Smtp{direction.value}",
-            direction,
-            self.now,
-            layout=log.layout,
-            max_file_size=log.max_file_size,
-            max_directory_size=log.max_directory_size,
-            max_age=timedelta(days=log.max_age_days),
-        )
+        folder = self.base / log.protocol / f"Smtp{direction.value}"
+        try:
+            return ProtocolLog(
+                folder,
+                direction,
+                self.now,
+                layout=log.layout,
+                max_file_size=log.max_file_size,
+                max_directory_size=log.max_directory_size,
+                max_age=timedelta(days=log.max_age_days),
+            )
+        except OSError as e:
+            raise UsageError(f"log.protocol: {folder}: {e.strerror}") from None
 
     def _delivery(self) -> Delivery:
         delivery = self.config.delivery
         if delivery.next_hop is None:
             folder = self.base / (delivery.maildir or "mail")
             return MaildirDelivery(folder, self.node.fqdn, create=delivery.create_mailboxes)
-        return NextHopDelivery(self.node, next_hop(self.node, self.config), self.send_log)
+        return NextHopDelivery(
+            self.node, next_hop(self.node.server, self.node.organization, self.config), self.send_log
+        )
 
     def _say_problems(self) -> None:
         for problem in self.certificates.problems:
@@ -122,38 +134,79 @@ class Service:
         with suppress(OSError, ValueError):
             print(text, file=self.console, flush=True)
 
+    def _complain(self, text: str) -> None:
+        """The same once a minute: what is wrong with one message is wrong with the next thousand."""
+        now = self.now()
+        said = self._complained.get(text)
+        if said is None or abs(now - said) > QUIET:
+            if len(self._complained) >= MOST_COMPLAINTS:
+                self._complained.clear()
+            self._complained[text] = now
+            self._say(text)
+
     # --- running ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Perform the selection of a service start, then listen."""
-        decision = self.startup()
-        certificate = decision.certificate
+        """Perform the selection of a service start, then listen.
+
+        Raises:
+            UsageError: an address cannot be listened on, or a Receive connector is not there or not enabled.
+        """
+        listens = [(entry, receive_connector(self.node.server, entry.connector)) for entry in self.config.listen]
+        self._allow_sockets(len({connector.identity for _, connector in listens}))
+        certificate = self.startup().certificate
         shown = certificate.thumbprint if certificate else "none"
         self._say(f"{self.node.server.name} starts; internal transport certificate: {shown}")
         loop = asyncio.get_running_loop()
-        for entry in self.config.listen:
+        receivers: dict[str, Receiver] = {}  # the limits are those of a connector, however many addresses it has
+        for entry, connector in listens:
+            receiver = receivers.get(connector.identity)
+            if receiver is None:
+                receiver = receivers[connector.identity] = Receiver(
+                    self.node, connector, self.config.limits, self.delivery, self.receive_log, self._complain
+                )
+                self.receivers.append(receiver)
             host, port = host_and_port(entry.address)
-            receiver = Receiver(
-                self.node,
-                receive_connector(self.node.server, entry.connector),
-                self.config.limits,
-                self.delivery,
-                self.receive_log,
-            )
             try:
                 server = await loop.create_server(receiver, host, port, backlog=BACKLOG)
             except OSError as e:
                 await self.stop(0)
                 raise UsageError(f"{entry.address}: cannot listen: {e.strerror or e}") from None
-            self.receivers.append(receiver)
             self.servers.append(server)
-            bound = server.sockets[0].getsockname()
-            self._say(f"{receiver.connector.identity} listens on {bound[0]}:{bound[1]}")
-        self._tasks.append(loop.create_task(self._flush_logs()))
+            for listening in server.sockets:
+                bound = listening.getsockname()
+                shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+                self._say(f"{connector.identity} listens on {shown}:{bound[1]}")
+        self._task(self._flush_logs())
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _allow_sockets(self, connectors: int) -> None:
+        """Raise the number of open files to what the limits may need: a socket in, a socket out, a file."""
+        try:
+            import resource
+        except ImportError:  # Windows has no such limit
+            return
+        wanted = 3 * connectors * self.config.limits.sessions + SPARE_FILES
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY or soft >= wanted:
+            return
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+            soft = allowed
+        if soft < connectors * self.config.limits.sessions + SPARE_FILES:
+            self._say(f"only {soft} files may be open (ulimit -n), fewer than the sessions of limits.sessions")
 
     def startup(self) -> Decision:
-        """The selection of a service start."""
-        return self.node.select(Scenario.INBOUND_ANONYMOUS, phase=Phase.STARTUP)
+        """The selection of a service start; a certificate that the TLS library refuses is told of now."""
+        decision = self.node.select(Scenario.INBOUND_ANONYMOUS, phase=Phase.STARTUP)
+        if decision.certificate is not None:
+            self.node.load(decision.certificate)
+        return decision
 
     async def _flush_logs(self) -> None:
         while True:
@@ -165,79 +218,117 @@ class Service:
             if log is not None:
                 log.flush()
 
-    def reload(self) -> None:
-        """Read the organisation and the certificate store again; what is faulty leaves things as they were."""
-        try:
-            organization, server = self._organization()
-            connectors = [receive_connector(server, entry.connector) for entry in self.config.listen]
-            self.certificates.reload(self.now())
-        except AnontlsError as e:
-            self._say(f"reload failed, nothing has changed: {e}")
-            return
-        self.node.organization, self.node.server = organization, server
-        for receiver, connector in zip(self.receivers, connectors, strict=True):
-            receiver.connector = connector
-        self._say_problems()
-        self._say("reloaded")
-        self.startup()
+    async def reload(self) -> None:
+        """Read the organisation and the certificate store again; what is faulty leaves things as they were.
+
+        Sessions go on meanwhile, with what they have.
+        """
+        async with self._reloading:
+            try:
+                organization, server, connectors, hop = await asyncio.to_thread(self._read_again)
+            except (AnontlsError, OSError) as e:
+                self._say(f"reload failed, nothing has changed: {e}")
+                return
+            self.node.take(organization, server)
+            for receiver in self.receivers:
+                receiver.connector = connectors[receiver.connector.identity]
+            if hop is not None and isinstance(self.delivery, NextHopDelivery):
+                self.delivery.hop = hop
+            self._say_problems()
+            self._say("reloaded")
+            self.startup()
+
+    def _read_again(self) -> tuple[Organization, Server, dict[str, ReceiveConnector], NextHop | None]:
+        organization, server = self._organization()
+        connectors = {
+            receiver.connector.identity: receive_connector(server, receiver.connector.identity)
+            for receiver in self.receivers
+        }
+        hop = next_hop(server, organization, self.config) if self.config.delivery.next_hop else None
+        self.certificates.reload(self.now())
+        return organization, server, connectors, hop
 
     async def run(self) -> None:
         """Start, and serve until SIGTERM or SIGINT; SIGHUP reloads."""
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._task(self.reload()))
         await self.start()
+        gc.freeze()  # organisation and certificates stay; the collector need not look at them again and again
         await self._stopping.wait()
         self._say("draining")
         await self.stop(DRAIN)
 
     async def stop(self, patience: float) -> None:
-        """Stop listening, let messages that are on their way be settled, close."""
-        for server in self.servers:
-            server.close()
+        """Let messages that are on their way be settled; new sessions are told 421; then close."""
         for receiver in self.receivers:
             receiver.drain()
         loop = asyncio.get_running_loop()
         end = loop.time() + patience
-        while any(r.sessions for r in self.receivers) and loop.time() < end:  # noqa: ASYNC110 sessions end by themselves
+        while any(r.sessions or r.deliveries for r in self.receivers) and loop.time() < end:  # noqa: ASYNC110 sessions end by themselves
             await asyncio.sleep(0.02)
+        for server in self.servers:
+            server.close()
         for receiver in self.receivers:
             for session in tuple(receiver.sessions):
                 session.abort()
-        for task in self._tasks:
+            for delivery in tuple(receiver.deliveries):
+                delivery.cancel()
+        for task in tuple(self._tasks):
             task.cancel()
+        await asyncio.sleep(0)  # so that what was cut off says so in the log
         self._flush()
         self._say("stopped")
+
+
+def _writable(path: Path) -> Path:
+    """A file that lines can be added to; told at the start, because later a log must not stop the mail."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with path.open("ab"):
+            return path
+    except OSError as e:
+        raise UsageError(f"log.events: {path}: {e.strerror}") from None
 
 
 def receive_connector(server: Server, name: str) -> ReceiveConnector:
     """The Receive connector of that name.
 
     Raises:
-        UsageError: there is none; says which there are.
+        UsageError: there is none, and it says which there are; or it is not enabled.
     """
     connectors = () if is_unknown(server.receive_connectors) else server.receive_connectors
     for connector in connectors:
         if same_name(name, connector.identity) or same_name(name, connector.name):
+            if connector.enabled is False:
+                raise UsageError(f"the Receive connector {connector.identity} is not enabled")
             return connector
     known = ", ".join(connector.name for connector in connectors) or "none"
     raise UsageError(f"{server.name} has no Receive connector {name}", hint=f"known: {known}")
 
 
-def next_hop(node: Node, config: Config) -> NextHop:
-    """The next hop of the configuration."""
+def next_hop(server: Server, organization: Organization, config: Config) -> NextHop:
+    """The next hop of the configuration.
+
+    Raises:
+        UsageError: its server or its Send connector is not in the organisation.
+    """
     delivery = config.delivery
     host, port = host_and_port(delivery.next_hop or "")
     connector: SendConnector | None = None
     if delivery.send_connector is not None:
-        known = send_connectors(node.server, node.organization)
+        known = send_connectors(server, organization)
         connector = next((c for c in known if same_name(c.identity, delivery.send_connector)), None)
         if connector is None:
             names = ", ".join(c.identity for c in known) or "none"
-            raise UsageError(
-                f"{node.server.name} has no Send connector {delivery.send_connector}", hint=f"known: {names}"
-            )
+            raise UsageError(f"{server.name} has no Send connector {delivery.send_connector}", hint=f"known: {names}")
+    if delivery.next_hop_server is not None and organization.server(delivery.next_hop_server) is None:
+        known_servers = ", ".join(s.name for s in organization.servers)
+        raise UsageError(
+            f"delivery.next-hop-server: no server {delivery.next_hop_server} in the organisation",
+            hint=f"known: {known_servers}",
+        )
     return NextHop(
         host=host,
         port=port,

@@ -16,7 +16,7 @@ from anontls.directory.exchange_export.formats import read_objects, recognise
 from anontls.directory.exchange_export.pieces import OF_THE_ORGANIZATION, Piece, piece_of, pieces_of
 from anontls.directory.exchange_export.place import place_pieces
 from anontls.directory.exchange_export.sources import SourceFile, open_sources
-from anontls.errors import MalformedInput
+from anontls.errors import MalformedInput, UsageError
 from anontls.facts import ABSENT, Organization, Source, Unplaced, is_unknown
 
 __all__ = ["read_export"]
@@ -39,7 +39,7 @@ def read_export(
     Raises:
         MalformedInput: a file that is named in ``paths`` cannot be read.  One in a folder or archive is listed, with
             the reason, and nothing of it is used.
-        UsageError: there is no such ``server`` in the sources.
+        UsageError: there is no file at all, or no such ``server`` in the sources.
     """
     named = {str(path) for path in paths}
     reading = _Reading(zone)
@@ -52,11 +52,19 @@ def read_export(
             if source.name in named:
                 raise
             reading.rows.append(_row(source, note=f"not read: {e.message}"))
+    if not reading.rows:
+        raise UsageError(
+            f"{', '.join(map(str, paths))}: no file in it", hint="docs/export.md has the lines that make an export"
+        )
     organization, notes = place_pieces(reading.pieces, server=server)
     fields: dict[str, Any] = {
         field: value for field, value in reading.lists.items() if is_unknown(getattr(organization, field))
     }
     return msgspec.structs.replace(organization, sources=_sources(reading.rows, notes), **fields)
+
+
+#: Of one file; 10,000 servers with 20 connectors each.  What is read of a file is kept until all of it has been read.
+MAX_OBJECTS = 200_000
 
 
 def _row(source: SourceFile, *, kind: str = "export", **more: Any) -> Source:
@@ -95,6 +103,8 @@ class _Reading:
         pieces, idle, computers, count = [], set[str](), set[str](), 0
         for found in read_objects(source):
             count += 1
+            if count > MAX_OBJECTS:
+                raise MalformedInput(source.name, f"more than {MAX_OBJECTS:,} objects")
             if found.computer:
                 computers.add(found.computer)
             if kind := recognise_kind(found):

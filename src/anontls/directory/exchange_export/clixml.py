@@ -99,10 +99,12 @@ class _Reader:
         self.done: list[CmdletObject] = []
         self.number = 1  # of the object being read
         self.began = 0  # where the one before it ended
-        self.stack: list[tuple[str, _Object]] = []  # open elements that hold others, each with its object
+        #: open elements that hold others, each with its object; the first stands for what the root is in
+        self.stack: list[tuple[str, _Object]] = [("", _Object("", ""))]
         self.primitive: Callable[[str], Value] | None = None  # how to read the open element that holds text
         self.name = ""  # N of that element
         self.pieces: list[str] = []  # its text
+        self.collect = self.pieces.append
         self.skipped = 0  # open elements that are being passed over
         self.types: dict[str, tuple[str, ...]] = {}  # TN by RefId
         self.values: dict[str, Value] = {}  # Obj by RefId
@@ -133,14 +135,14 @@ class _Reader:
             self.primitive = primitive
             self.name = attributes.get("N", "")
             self.pieces.clear()
-            self.parser.CharacterDataHandler = self.pieces.append
+            self.parser.CharacterDataHandler = self.collect
             return
         if self.primitive is not None:
             raise self.error(f"<{tag}> inside a plain value")
-        parent, owner = self.stack[-1] if self.stack else ("", _Object("", ""))
+        parent, owner = self.stack[-1]
         if tag == "Obj" and parent in _HOLDERS:
             # the elements of a list that was exported as one object are what the cmdlet gave
-            is_top = parent == "Objs" or (owner.is_top and parent in _LISTS and len(self.stack) == 3)
+            is_top = parent == "Objs" or (owner.is_top and parent in _LISTS and len(self.stack) == 4)
             self.open(tag, attributes, is_top)
         elif tag == "Ref" and parent in _HOLDERS:
             unknown = Unknown("a reference to an object that is not in the file before this place, or holds this one")
@@ -153,7 +155,7 @@ class _Reader:
                 self.open(tag, attributes)
             else:
                 self.enter(tag, attributes, owner)
-        elif tag in _PARENTS or not self.stack:
+        elif tag in _PARENTS or not parent:
             raise self.error(f"<{tag}> inside <{parent}>" if parent else f"the root is <{tag}>, not <Objs>")
         else:
             self.add(_name(attributes.get("N", "")), Unknown(f"<{tag}> is not an element of CLIXML that is read here"))
@@ -169,7 +171,7 @@ class _Reader:
             owner.types = self.types.get(attributes.get("RefId", ""), ())
 
     def open(self, tag: str, attributes: dict[str, str], is_top: bool = False, skipped: int = 0) -> None:
-        if len(self.stack) > 3 * MAX_DEPTH:
+        if len(self.stack) > 3 * MAX_DEPTH + 1:
             raise self.error(f"objects nested deeper than {MAX_DEPTH}")
         opened = _Object(_name(attributes.get("N", "")), attributes.get("RefId", ""), is_top, skipped)
         self.stack.append((tag, opened))
@@ -178,7 +180,7 @@ class _Reader:
         if self.primitive is not None:
             self.end_primitive(tag, self.primitive)
             return
-        if not self.stack or self.stack[-1][0] != tag:
+        if self.stack[-1][0] != tag:
             raise self.error(f"<{tag}> holds elements, but is a plain value")
         _, owner = self.stack.pop()
         if tag == "Obj":
@@ -191,15 +193,15 @@ class _Reader:
                 self.stack[-1][1].types = types
 
     def end_primitive(self, tag: str, read: Callable[[str], Value]) -> None:
-        pieces = self.pieces
         self.parser.CharacterDataHandler = None
-        parent, owner = self.stack[-1] if self.stack else ("", _Object("", ""))
+        text = "".join(self.pieces)
+        parent, owner = self.stack[-1]
         name = self.name
         if name != "SerializationData" or owner.is_top:  # that of a nested object repeats its properties
             try:
-                value = read(pieces[0] if len(pieces) == 1 else "".join(pieces))
+                value = read(text)
             except (ValueError, KeyError, OverflowError):
-                raise self.error(f"<{tag}> holds {''.join(pieces)[:60]!r}, which it cannot") from None
+                raise self.error(f"<{tag}> holds {text[:60]!r}, which it cannot") from None
             if name and parent == "Props" and owner.properties is not None:  # first, because most are this
                 owner.properties[_name(name) if "_x" in name else name] = value
             else:
@@ -208,7 +210,7 @@ class _Reader:
 
     def add(self, name: str, value: Value, tag: str = "") -> None:
         """Put ``value`` into what is open."""
-        parent, owner = self.stack[-1] if self.stack else ("", _Object("", ""))
+        parent, owner = self.stack[-1]
         if (tag == "ToString") > (parent == "Obj") or (tag == "T") != (parent == "TN"):
             raise self.error(f"<{tag}> inside <{parent}>")
         if parent in _LISTS and owner.items is not None:

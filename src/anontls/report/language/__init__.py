@@ -9,6 +9,7 @@ from typing import Literal
 
 from anontls.events import CATALOGUE
 from anontls.facts import ABSENT, Unknown
+from anontls.report.printable import printable
 
 Language = Literal["en", "de"]
 LANGUAGES: tuple[Language, ...] = ("en", "de")
@@ -38,12 +39,15 @@ def say(language: Language, key: str, values: Mapping[str, object] | None = None
 
 
 def show(language: Language, value: object) -> str:
-    """A value as a reader sees it: times in UTC, lists with commas, what is not set or not known in words."""
+    """A value as a reader sees it: times in UTC, lists with commas, what is not set or not known in words.
+
+    Escape sequences and line breaks in it are shown, not sent: names come from files that anybody may have made.
+    """
     match value:
         case None | "":
             return texts(language)["word.not-set"]
         case Unknown():
-            return texts(language)["word.no-source"] if value is ABSENT or value == ABSENT else value.because
+            return texts(language)["word.no-source"] if value == ABSENT else printable(value.because)
         case datetime():
             return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         case tuple() | list():
@@ -51,4 +55,4 @@ def show(language: Language, value: object) -> str:
         case bool():
             return f"${str(value).lower()}"
         case _:
-            return str(value)
+            return printable(str(value))
