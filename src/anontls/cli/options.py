@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
 
+from anontls.errors import UsageError
 from anontls.report.language import LANGUAGES
+from anontls.selection.rules import DEFAULT, Rules, with_value
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,6 +59,22 @@ def as_of(function: F) -> F:
         metavar="DATE",
         help="Decide for this date or time instead of now (UTC when no zone is given).",
     )(function)
+
+
+def rules_in_force(given: Iterable[str]) -> Rules:
+    """What ``--rules NAME=VALUE`` asks for; several may stand in one, with commas.
+
+    Raises:
+        UsageError: there is no such rule or value; says which there are.
+    """
+    rules = DEFAULT
+    for item in (part for each in given for part in each.split(",")):
+        name, _, value = item.strip().partition("=")
+        try:
+            rules = with_value(rules, name, value)
+        except ValueError as e:
+            raise UsageError(f"--rules {item}: {e}") from None
+    return rules
 
 
 def now() -> datetime:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from anontls.facts import Organization, Server
 from anontls.report import json
 from anontls.report import route as report
 from anontls.report.language import Language
-from anontls.selection import DEFAULT, Rules
-from anontls.selection.rules import VALUES, with_value
+from anontls.selection.rules import VALUES
 
 
 @click.command("route")
@@ -79,7 +77,7 @@ def command(
         found = route(organization, sender, recipient, mailbox_server=holder, site_links=links or None)
     except ValueError as e:
         raise UsageError(f"--recipient: {e}") from None
-    way = report.way(found, as_of or options.now(), _rules(rules))
+    way = report.way(found, as_of or options.now(), options.rules_in_force(rules))
     if as_json:
         click.echo(json.encode(report.route_json(way, language)))
     else:
@@ -110,14 +108,3 @@ def _site_link(given: str) -> SiteLink:
     if not (one and comma and other) or not (cost.isascii() and cost.isdecimal() and 0 < int(cost) < 1 << 31):
         raise UsageError(f"--site-link {given}: not of the form SITE,SITE=COST")
     return SiteLink(one, other, int(cost))
-
-
-def _rules(given: Sequence[str]) -> Rules:
-    rules = DEFAULT
-    for item in (part for each in given for part in each.split(",")):
-        name, _, value = item.strip().partition("=")
-        try:
-            rules = with_value(rules, name, value)
-        except ValueError as e:
-            raise UsageError(f"--rules {item}: {e}") from None
-    return rules

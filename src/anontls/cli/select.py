@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,49 +12,26 @@ import click
 import msgspec
 
 from anontls.cli import Exit, options
+from anontls.cli.asked import Question, asked
 from anontls.directory import facts_file, open_organization
 from anontls.directory.facts_file import FaultyCase
-from anontls.errors import Unreachable, UsageError
+from anontls.errors import UsageError
 from anontls.facts import (
     DeliveryType,
-    Organization,
     Phase,
-    Queue,
-    ReceiveConnector,
     Scenario,
-    SendConnector,
-    Server,
     SessionFacts,
-    connector_for_session,
     is_unknown,
     normal_thumbprint,
-    same_name,
 )
 from anontls.report import json, text
 from anontls.report.explain import Explanation
 from anontls.report.language import Language, say
 from anontls.report.printable import printable
-from anontls.selection import DEFAULT, Decision, Result, Rules, select
+from anontls.selection import Decision, Result, Rules, select
 from anontls.selection import assumption as what_if
-from anontls.selection import sessions as enumerate_sessions
 from anontls.selection.assumption import Assumption
-from anontls.selection.rules import VALUES, with_value
-
-INBOUND = (Scenario.INBOUND_ANONYMOUS, Scenario.INBOUND_STARTTLS)
-
-
-class Question(msgspec.Struct, kw_only=True):
-    """What the command line asks about."""
-
-    scenario: Scenario | None
-    server: str | None
-    connector: str | None
-    queue: str | None
-    delivery_type: str | None
-    peer: str | None
-    port: int | None
-    phase: Phase
-    as_of: datetime
+from anontls.selection.rules import VALUES
 
 
 @click.command("select")
@@ -147,7 +123,7 @@ def command(
         raise click.UsageError("exactly one of --org and --facts is needed")
     _check_together(click.get_current_context(), facts is not None)
     moment = as_of or options.now()
-    in_force = _rules(rules)
+    in_force = options.rules_in_force(rules)
     _check_expected(expect)
     assumptions = [*map(_assumption, assume), *map(what_if.without, without)]
     cases: Iterable[SessionFacts | FaultyCase]
@@ -166,9 +142,9 @@ def command(
             phase=Phase(phase),
             as_of=moment,
         )
-        asked = list(_asked(open_organization(org), question))
-        _check_thumbprints(asked, without, assumptions)
-        cases = asked
+        sessions = list(asked(open_organization(org), question))
+        _check_thumbprints(sessions, without, assumptions)
+        cases = sessions
     answers: list[Answered] = []
     faults = 0
     for case in cases:
@@ -231,17 +207,6 @@ def _answer(facts: SessionFacts, assumptions: Sequence[Assumption], rules: Rules
     return Answered(select(changed, rules), select(facts, rules) if assumptions else None)
 
 
-def _rules(given: Sequence[str]) -> Rules:
-    rules = DEFAULT
-    for item in (part for each in given for part in each.split(",")):
-        name, _, value = item.strip().partition("=")
-        try:
-            rules = with_value(rules, name, value)
-        except ValueError as e:
-            raise UsageError(f"--rules {item}: {e}") from None
-    return rules
-
-
 def _assumption(given: str) -> Assumption:
     try:
         return what_if.parse(given)
@@ -260,101 +225,6 @@ def _from_facts(name: str, moment: datetime, *, override: datetime | None) -> It
         yield case
 
 
-def _asked(organization: Organization, question: Question) -> Iterator[SessionFacts]:
-    """The sessions that the question is about.
-
-    Raises:
-        UsageError: it names a server, connector or queue that is not there; says which are.
-    """
-    servers = enumerate_sessions.all_servers(organization)
-    if question.server is not None:
-        servers = tuple(
-            s for s in servers if same_name(question.server, s.name) or same_name(question.server, str(s.fqdn))
-        )
-        if not servers:
-            raise UsageError(
-                f"no server {question.server}",
-                hint=_known(s.name for s in enumerate_sessions.all_servers(organization)),
-            )
-    if not servers:
-        raise UsageError("the organisation holds no server", hint="`anontls org check` says which cmdlets are missing")
-    found = [facts for server in servers for facts in _of_server(organization, server, question)]
-    if not found and question.connector is not None:
-        names = [c.identity for s in servers if not is_unknown(s.receive_connectors) for c in s.receive_connectors]
-        names += [c.identity for s in servers for c in enumerate_sessions.send_connectors(s, organization)]
-        raise UsageError(f"no connector {question.connector}", hint=_known(names))
-    if not found and question.queue is not None:
-        raise UsageError(
-            f"no queue {question.queue}",
-            hint=_known(str(q.identity) for s in servers for q in enumerate_sessions.queues(s)),
-        )
-    if not found:
-        what = question.scenario.value if question.scenario else "session"
-        how = "of that --delivery-type" if question.delivery_type else "with --from" if question.peer else "at all"
-        raise UsageError(
-            f"no {what} {how} on {', '.join(s.name for s in servers)}",
-            hint="--delivery-type is of a Mailbox server that sends, --from of a session that comes in",
-        )
-    yield from found
-
-
-def _known(names: Iterable[str]) -> str:
-    return "known: " + ", ".join(sorted(set(names)))
-
-
-def _of_server(organization: Organization, server: Server, question: Question) -> Iterator[SessionFacts]:
-    outbound, as_of = Scenario.OUTBOUND_ANONYMOUS, question.as_of
-    if question.phase is Phase.STARTUP:
-        # Without a session the two anonymous procedures are the same; there is none for STARTTLS.
-        if question.scenario is Scenario.INBOUND_STARTTLS:
-            raise UsageError("there is no inbound-starttls at the start of a service: STARTTLS is chosen in a session")
-        yield enumerate_sessions.session_facts(server, question.scenario or outbound, as_of, phase=Phase.STARTUP)
-        return
-    scenarios = (question.scenario,) if question.scenario else tuple(Scenario)
-    if question.peer is not None or question.port is not None:
-        yield from _of_peer(server, tuple(s for s in scenarios if s in INBOUND), question)
-        return
-    if question.delivery_type is not None:
-        if outbound in scenarios and server.role != "Edge":
-            queue = Queue(delivery_type=question.delivery_type, hypothetical=True)
-            yield enumerate_sessions.session_facts(server, outbound, as_of, queue=queue)
-        return
-    everything = question.connector is None and question.queue is None
-    if everything and question.scenario is None:
-        yield enumerate_sessions.session_facts(server, outbound, as_of, phase=Phase.STARTUP)
-    for facts in enumerate_sessions.sessions(organization, server, as_of, scenarios):
-        if everything or _is_about(facts, question):
-            yield facts
-
-
-def _is_about(facts: SessionFacts, question: Question) -> bool:
-    if question.queue is not None:
-        queue = facts.queue
-        return queue is not None and question.queue.lower() in (
-            str(queue.identity).lower(),
-            str(queue.next_hop_domain).lower(),
-        )
-    connector: ReceiveConnector | SendConnector | None = facts.receive_connector or facts.send_connector
-    if connector is None or question.connector is None:
-        return False
-    names = {connector.identity, connector.name if isinstance(connector, ReceiveConnector) else connector.identity}
-    return any(same_name(question.connector, name) for name in names)
-
-
-def _of_peer(server: Server, scenarios: Sequence[Scenario], question: Question) -> Iterator[SessionFacts]:
-    if question.peer is None:
-        raise UsageError("--port needs --from: the Receive connector is chosen by the peer's address as well")
-    try:
-        peer = ipaddress.ip_address(question.peer)
-    except ValueError:
-        raise UsageError(f"--from {question.peer}: not an IP address") from None
-    connector = connector_for_session(server, peer, question.port or 25)
-    if is_unknown(connector):
-        raise Unreachable(f"{server.name}: which Receive connector the session hits is not known: {connector.because}")
-    for scenario in scenarios:
-        yield enumerate_sessions.session_facts(server, scenario, question.as_of, receive_connector=connector)
-
-
 def _check_thumbprints(
     cases: Sequence[SessionFacts], without: Sequence[str], assumptions: Sequence[Assumption]
 ) -> None:
@@ -365,12 +235,12 @@ def _check_thumbprints(
     """
     stores = [case.store for case in cases if not is_unknown(case.store)]
     entries = [entry for each in assumptions if (entry := what_if.STORE_PATH.fullmatch(each.path))]
-    asked = [(f"--without {each}", each) for each in without]
-    asked += [(f"--assume {entry.group()}", entry.group(1)) for entry in entries]
-    for option, thumbprint in asked:
+    mentioned = [(f"--without {each}", each) for each in without]
+    mentioned += [(f"--assume {entry.group()}", entry.group(1)) for entry in entries]
+    for option, thumbprint in mentioned:
         if stores and not any(store.find(normal_thumbprint(thumbprint)) for store in stores):
-            known = {str(c.thumbprint) for store in stores for c in store}
-            raise UsageError(f"{option}: no such certificate", hint=_known(known))
+            held = {str(c.thumbprint) for store in stores for c in store}
+            raise UsageError(f"{option}: no such certificate", hint=known(held))
 
 
 def _document(answer: Answered, assumptions: Sequence[Assumption], language: Language) -> dict[str, object]:
