@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from anontls.cli import Exit, options
-from anontls.cli.asked import Question, asked
+from anontls.cli.asked import Question, asked, known
 from anontls.directory import facts_file, open_organization
 from anontls.directory.facts_file import FaultyCase
 from anontls.errors import UsageError
