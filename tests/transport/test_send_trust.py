@@ -141,6 +141,11 @@ def test_nothing_is_sent(world: World, how: str) -> None:
     nothing_in_clear(hop)
 
 
+def test_a_peer_that_does_not_take_us_for_an_exchange_server_defers_the_message(world: World) -> None:
+    hop = Hop({"MAIL": b"530 5.7.57 Client not authenticated to send mail\r\n"}, own=world.certificates[MAILBOX])
+    assert through_edge(world, hop) == REFUSED
+
+
 @pytest.mark.parametrize(
     ("answer", "reply"),
     [

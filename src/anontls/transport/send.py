@@ -34,6 +34,7 @@ from anontls.transport.node import Node, Presented, new_session_id
 
 # What a sender reports in the place of a reply [FACT O 3.4]
 UNREACHABLE = Reply(451, ("4.4.397 Error communicating with target host",))
+NOT_AUTHENTICATED = 530
 CANNOT_AUTHENTICATE = exchange.CANNOT_ACHIEVE_EXCHANGE_AUTHENTICATION
 
 
@@ -367,7 +368,19 @@ class OutboundSession(asyncio.Protocol):
         for event in events:
             if isinstance(event, Delivered | Rejected):
                 future = self._sent.get(id(event.envelope))
-                if future is not None and not future.done():
+                if future is None or future.done():
+                    continue
+                if (
+                    self.hop.server is not None
+                    and isinstance(event, Rejected)
+                    and event.reply.code == NOT_AUTHENTICATED
+                ):
+                    # The peer does not take us for an Exchange server: that is mended by an administrator, not a verdict
+                    # on the message, which waits.
+                    future.set_exception(
+                        self._failed(CANNOT_AUTHENTICATE, f"{event.command} was refused: {event.reply}")
+                    )
+                else:
                     future.set_result(event.replies)
 
     def _close_transport(self) -> None:
