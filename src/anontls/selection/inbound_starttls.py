@@ -234,21 +234,10 @@ class _Contender:
 
 def not_expired(search: Search) -> Step:
     """Step 6."""
-    certificate, now = search.certificate, search.facts.as_of
-    assert certificate is not None
-    not_after = certificate.not_after
-    if is_unknown(not_after):
-        return search.not_known("NotAfter", not_after)
-    if not_after is None:
-        return search.not_known("NotAfter", Unknown("NotAfter is not set"))
-    if now <= not_after:  # NotAfter itself is still valid [RFC5280 4.1.2.5]
-        return search.passed("6.valid", {"not_after": not_after, "days": (not_after - now).days})
-    values = {
-        "thumbprint": certificate.thumbprint,
-        "name": str(search.name),
-        "not_after": not_after,
-        "days": (now - not_after).days,
-    }
+    valid = search.unless_expired("6.valid")
+    if valid is not None:
+        return valid
+    values = search.expired(name=str(search.name))
     if search.rules.expired_starttls == "withdrawn":
         return search.stopped("6.expired-withdrawn", values, event=12016, rule="expired-starttls")
     return search.noted("6.expired", values, event=12016, rule="expired-starttls")

@@ -71,17 +71,7 @@ def _miss(search: Search, because: str, values: dict[str, object]) -> Step:
 
 def not_expired(search: Search) -> Step:
     """Step 4."""
-    certificate, now = search.certificate, search.facts.as_of
-    assert certificate is not None
-    not_after = certificate.not_after
-    if is_unknown(not_after):
-        return search.not_known("NotAfter", not_after)
-    if not_after is None:
-        return search.not_known("NotAfter", Unknown("NotAfter is not set"))
-    if now <= not_after:  # NotAfter itself is still valid [RFC5280 4.1.2.5]
-        return search.passed("4.valid", {"not_after": not_after, "days": (not_after - now).days})
-    values = {"thumbprint": search.thumbprint, "not_after": not_after, "days": (now - not_after).days}
-    return search.noted("4.expired", values, event=12015)
+    return search.unless_expired("4.valid") or search.noted("4.expired", search.expired(), event=12015)
 
 
 LAST_STEPS: Questions = (

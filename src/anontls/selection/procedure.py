@@ -6,12 +6,13 @@ The same table drives the decision, the picture and the tests; a question that t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Literal
 
 import msgspec
 
 from anontls.events import FRONT_END_TRANSPORT, TRANSPORT, Event
-from anontls.facts import Certificate, Scenario, SessionFacts, Unknown
+from anontls.facts import Certificate, Scenario, SessionFacts, Unknown, is_unknown
 from anontls.selection.decision import Decision, Difference, Outcome, Result, Step
 from anontls.selection.rules import Rules, other_value, with_value
 
@@ -68,6 +69,29 @@ class Search:
         """The answer needs ``fact``, which is not known."""
         values = {"fact": fact, "why": why}
         return Step(self.step, Outcome.UNKNOWN, "unknown", values, None, rule, Result.UNKNOWN)
+
+    def unless_expired(self, because: str) -> Step | None:
+        """Whether Valid to of the certificate that was found is not yet past; ``None`` when it is.
+
+        NotAfter itself is still valid [RFC5280 4.1.2.5].
+        """
+        assert self.certificate is not None
+        not_after, now = self.certificate.not_after, self.facts.as_of
+        if is_unknown(not_after):
+            return self.not_known("NotAfter", not_after)
+        if not_after is None:
+            return self.not_known("NotAfter", Unknown("NotAfter is not set"))
+        if now > not_after:
+            return None
+        return self.passed(because, {"not_after": not_after, "days": (not_after - now).days})
+
+    def expired(self, **more: object) -> dict[str, object]:
+        """What is to be said of a certificate that has expired."""
+        assert self.certificate is not None
+        not_after = self.certificate.not_after
+        assert isinstance(not_after, datetime)
+        days = (self.facts.as_of - not_after).days
+        return {"thumbprint": self.certificate.thumbprint, "not_after": not_after, "days": days, **more}
 
     def _raise(self, event: int | None, values: Mapping[str, object]) -> Event | None:
         if event is None:
