@@ -147,6 +147,10 @@ class Bench:
             {
                 "name": name,
                 "peer": peer_name,
+                # Each run with the one of the peer beside it: where these differ, the machine's own speed changed.
+                "ratio_of_each_pair": [
+                    round(a.rate / b.rate, 3) for a, b in zip(runs["ours"], runs["peer"], strict=False)
+                ],
                 "runs": {who: [run._asdict() for run in found] for who, found in runs.items()},
             }
         )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cached_property
 
 import msgspec
 
 from anontls.events import Event
 from anontls.facts import Certificate, SessionFacts
-from anontls.selection.rules import Rules
+from anontls.selection.rules import Rules, other_value, with_value
 
 
 class Outcome(enum.Enum):
@@ -60,7 +61,7 @@ class Difference(msgspec.Struct, frozen=True):
     events: tuple[int, ...]
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, dict=True):
     """The outcome of one procedure.
 
     ``certificate`` is the server's own certificate that it loads; ``ephemeral`` says that a temporary one, known to
@@ -74,7 +75,30 @@ class Decision(msgspec.Struct, frozen=True):
     certificate: Certificate | None
     ephemeral: bool
     steps: tuple[Step, ...]
-    differs_under: tuple[Difference, ...] = ()
+    again: Callable[[SessionFacts, Rules], Decision]  # the procedure that decided
+
+    @cached_property
+    def differs_under(self) -> tuple[Difference, ...]:
+        """Where another value of a rule that an answer hung on would decide otherwise; found when it is asked for."""
+        found = []
+        for step in self.steps:
+            if step.rule is not None:
+                value = other_value(self.rules, step.rule)
+                other = self.again(self.facts, with_value(self.rules, step.rule, value))
+                if other.answer != self.answer:
+                    events = tuple(event.id for event in other.events)
+                    found.append(
+                        Difference(
+                            step.rule, value, other.result, other.verb, other.certificate, other.ephemeral, events
+                        )
+                    )
+        return tuple(found)
+
+    @property
+    def answer(self) -> object:
+        """All that an observer of the session could tell from another decision."""
+        thumbprint = None if self.certificate is None else self.certificate.thumbprint
+        return self.result, self.verb, thumbprint, self.ephemeral, [event.id for event in self.events]
 
     @property
     def events(self) -> tuple[Event, ...]:

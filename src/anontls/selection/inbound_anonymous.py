@@ -65,4 +65,4 @@ def questions(facts: SessionFacts) -> Questions:
 
 def inbound_anonymous(facts: SessionFacts, rules: Rules = DEFAULT) -> Decision:
     """Decide one inbound session; pure."""
-    return decide(questions(facts), X_ANONYMOUSTLS, facts, rules)
+    return decide(questions(facts), X_ANONYMOUSTLS, facts, rules, inbound_anonymous)

@@ -276,4 +276,4 @@ def questions(facts: SessionFacts) -> Questions:
 
 def inbound_starttls(facts: SessionFacts, rules: Rules = DEFAULT) -> Decision:
     """Decide one inbound session; pure."""
-    return decide(QUESTIONS, STARTTLS, facts, rules)
+    return decide(QUESTIONS, STARTTLS, facts, rules, inbound_starttls)

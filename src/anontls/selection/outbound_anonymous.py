@@ -179,4 +179,4 @@ def questions(facts: SessionFacts) -> Questions:
 
 def outbound_anonymous(facts: SessionFacts, rules: Rules = DEFAULT) -> Decision:
     """Decide one outbound session; pure."""
-    return decide(questions(facts), X_ANONYMOUSTLS, facts, rules)
+    return decide(questions(facts), X_ANONYMOUSTLS, facts, rules, outbound_anonymous)

@@ -13,8 +13,8 @@ import msgspec
 
 from anontls.events import FRONT_END_TRANSPORT, TRANSPORT, Event
 from anontls.facts import Certificate, Scenario, SessionFacts, Unknown, is_unknown
-from anontls.selection.decision import Decision, Difference, Outcome, Result, Step
-from anontls.selection.rules import Rules, other_value, with_value
+from anontls.selection.decision import Decision, Outcome, Result, Step
+from anontls.selection.rules import Rules
 
 X_ANONYMOUSTLS = "X-ANONYMOUSTLS"
 STARTTLS = "STARTTLS"
@@ -121,24 +121,17 @@ class Question(msgspec.Struct, frozen=True):
 Questions = tuple[Question, ...]
 
 
-def decide(questions: Questions, verb: str, facts: SessionFacts, rules: Rules) -> Decision:
-    """Ask ``questions`` in order until one ends the procedure, then say what other rules would decide."""
-    decision = _run(questions, verb, facts, rules)
-    differences = []
-    for step in decision.steps:
-        if step.rule is None:
-            continue
-        value = other_value(rules, step.rule)
-        other = _run(questions, verb, facts, with_value(rules, step.rule, value))
-        if _answer(other) != _answer(decision):
-            events = tuple(event.id for event in other.events)
-            differences.append(
-                Difference(step.rule, value, other.result, other.verb, other.certificate, other.ephemeral, events)
-            )
-    return msgspec.structs.replace(decision, differs_under=tuple(differences)) if differences else decision
+def decide(
+    questions: Questions,
+    verb: str,
+    facts: SessionFacts,
+    rules: Rules,
+    again: Callable[[SessionFacts, Rules], Decision],
+) -> Decision:
+    """Ask ``questions`` in order until one ends the procedure.
 
-
-def _run(questions: Questions, verb: str, facts: SessionFacts, rules: Rules) -> Decision:
+    ``again`` is the procedure itself: it says what other rules would decide, when somebody asks.
+    """
     search = Search(facts, rules)
     steps = []
     result = Result.CERTIFICATE
@@ -158,9 +151,5 @@ def _run(questions: Questions, verb: str, facts: SessionFacts, rules: Rules) -> 
         search.certificate if loaded else None,
         loaded and search.ephemeral,
         tuple(steps),
+        again,
     )
-
-
-def _answer(decision: Decision) -> object:
-    thumbprint = None if decision.certificate is None else decision.certificate.thumbprint
-    return decision.result, decision.verb, thumbprint, decision.ephemeral, [event.id for event in decision.events]

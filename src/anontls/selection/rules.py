@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Literal
 
 import msgspec
@@ -38,6 +39,7 @@ def value(rules: Rules, name: str) -> str:
     return str(getattr(rules, name.replace("-", "_")))
 
 
+@cache
 def with_value(rules: Rules, name: str, new: str) -> Rules:
     """``rules`` with one value changed.
 
