@@ -6,6 +6,7 @@ would hold twice what a reader can.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
@@ -75,7 +76,7 @@ _STEPS: Final = _steps()
 Trace: TypeAlias = Callable[[str, bytes], None]
 
 
-class Receiving:
+class Receiving(ABC):
     """The reading half of `ServerSession`."""
 
     def __init__(self, settings: ServerSettings, trace: Trace | None) -> None:
@@ -103,13 +104,13 @@ class Receiving:
         self._line_skipped = 0  # octets of a line that is too long
         self._closing: Reply | None = None  # to be said once the message is settled
 
+    @abstractmethod
     def _line(self, line: bytes, events: list[ServerEvent]) -> None:
         """A command."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _authentication_line(self, line: bytes, events: list[ServerEvent]) -> None:
         """A line that answers a challenge."""
-        raise NotImplementedError
 
     @property
     def paused(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from anontls.events import CATALOGUE
 from anontls.facts import ABSENT, Unknown
+from anontls.report.language.reasons_de import reason
 from anontls.report.printable import printable
 
 Language = Literal["en", "de"]
@@ -47,7 +48,9 @@ def show(language: Language, value: object) -> str:
         case None | "":
             return texts(language)["word.not-set"]
         case Unknown():
-            return texts(language)["word.no-source"] if value == ABSENT else printable(value.because)
+            if value == ABSENT:
+                return texts(language)["word.no-source"]
+            return printable(reason(value.because) if language == "de" else value.because)
         case datetime():
             return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         case tuple() | list():
