@@ -99,6 +99,72 @@ class Delivery(Table, frozen=True, kw_only=True, rename="kebab"):
         str | None, Meta(description="Send connector of an Edge server, as the outbound procedure asks about it.")
     ] = None
     timeout: Annotated[Seconds, Meta(description="Wait this long for each answer of the next hop.")] = 300.0
+    hosts: Annotated[
+        dict[str, str],
+        Meta(
+            description="Where servers, smart hosts and domains are reached, as HOST:PORT for each name; what is not here"
+            " is looked up in DNS."
+        ),
+    ] = {}
+
+
+class Queue(Table, frozen=True, kw_only=True, rename="kebab"):
+    """The durable queue.  Without a database nothing is queued: 250 comes only when the next hop has given its own."""
+
+    database: Annotated[str | None, Meta(description="File of the queue, made when it is not there.")] = None
+    minimum_free: Annotated[
+        int, Meta(ge=0, description="Octets that must be free on its disk; with less, new mail is refused with 452.")
+    ] = 268_435_456
+    max_messages: Annotated[Count, Meta(description="Messages in it; with more, new mail is refused with 452.")] = (
+        500_000
+    )
+    sessions_per_destination: Annotated[
+        Count, Meta(description="Sessions to one destination at a time, as MaxPerDomainOutboundConnections.")
+    ] = 20
+    idle_timeout: Annotated[Seconds, Meta(description="A session without a message is kept this long.")] = 10.0
+    glitch_retry_count: Annotated[
+        int, Meta(ge=0, description="Retries of a destination that cannot be reached, at first; QueueGlitchRetryCount.")
+    ] = 4
+    glitch_retry_interval: Annotated[Seconds, Meta(description="Time between these, as QueueGlitchRetryInterval.")] = (
+        60.0
+    )
+    transient_failure_retry_count: Annotated[
+        int, Meta(ge=0, description="Retries after these, as TransientFailureRetryCount.")
+    ] = 6
+    transient_failure_retry_interval: Annotated[
+        Seconds, Meta(description="Time between these, as TransientFailureRetryInterval.")
+    ] = 300.0
+    outbound_connection_failure_retry_interval: Annotated[
+        Seconds, Meta(description="Time between all later ones, as OutboundConnectionFailureRetryInterval.")
+    ] = 600.0
+    message_retry_interval: Annotated[
+        Seconds,
+        Meta(description="A message that the peer deferred is tried again after this, as MessageRetryInterval."),
+    ] = 900.0
+    delay_notification_timeout: Annotated[
+        float,
+        Meta(gt=0, description="A sender is told of a delay after this many seconds, as DelayNotificationTimeout."),
+    ] = 14_400.0
+    message_expiration_timeout: Annotated[
+        float, Meta(gt=0, description="A message is returned after this many seconds, as MessageExpirationTimeout.")
+    ] = 172_800.0
+    postmaster: Annotated[
+        str | None,
+        Meta(
+            description="Address that notifications come from, as ExternalPostmasterAddress; postmaster at the first"
+            " accepted domain when not given."
+        ),
+    ] = None
+    control: Annotated[
+        str | None,
+        Meta(description="Unix socket for `anontls queue`, mode 0600; beside the database when not given."),
+    ] = None
+
+
+class Metrics(Table, frozen=True, kw_only=True, rename="kebab"):
+    """Figures for Prometheus at /metrics, and /health."""
+
+    listen: Annotated[str | None, Meta(description="Address and port, such as 127.0.0.1:9464.")] = None
 
 
 class Log(Table, frozen=True, kw_only=True, rename="kebab"):
@@ -120,6 +186,9 @@ class Log(Table, frozen=True, kw_only=True, rename="kebab"):
         262_144_000
     )
     max_age_days: Annotated[Count, Meta(description="Days that protocol logs are kept.")] = 30
+    console: Annotated[
+        Literal["text", "json"], Meta(description="Standard error as text, or as a JSON document a line.")
+    ] = "text"
 
 
 class Config(Table, frozen=True, kw_only=True, rename="kebab"):
@@ -130,6 +199,8 @@ class Config(Table, frozen=True, kw_only=True, rename="kebab"):
     listen: tuple[Listen, ...] = ()
     limits: Limits = Limits()
     delivery: Delivery = Delivery()
+    queue: Queue = Queue()
+    metrics: Metrics = Metrics()
     log: Log = Log()
     rules: Annotated[dict[str, str], Meta(description="Rules of selection other than the default.")] = {}
 

@@ -118,6 +118,14 @@ class ClientSession:
         """Ready, and no message on its way."""
         return self.state is ClientState.READY and not self._unsettled and not self._queue
 
+    @property
+    def room(self) -> int:
+        """Messages that may be queued now and hide a round trip: a window with CHUNKING, else one behind the other."""
+        if self.state is not ClientState.READY or self._quitting:
+            return 0
+        window = self.settings.window if self._chunking else 2 if self._pipelining else 1
+        return max(0, window - len(self._unsettled) - len(self._queue))
+
     def receive(self, data: bytes) -> list[ClientEvent]:
         """What the bytes mean; a fault in them raises RemoteProtocolError, which has the events before it."""
         events, self._late = self._late, []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, cast
+from typing import TypeAlias, cast
 
 import msgspec
 
@@ -39,7 +39,6 @@ CANNOT_AUTHENTICATE = exchange.CANNOT_ACHIEVE_EXCHANGE_AUTHENTICATION
 
 
 GOODBYE = 2.0  #: seconds that a peer has to answer QUIT
-T = TypeVar("T")
 
 
 class NextHop(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +67,8 @@ class SessionFailed(AnontlsError):
 
 
 Trace = Callable[[Mark, str, str], None]
+#: The last word on each recipient of a message, or why there is none.
+Verdict: TypeAlias = "tuple[Reply, ...] | SessionFailed"
 
 
 class OutboundSession(asyncio.Protocol):
@@ -92,11 +93,13 @@ class OutboundSession(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._sent: dict[int, asyncio.Future[tuple[Reply, ...]]] = {}
+        self._sent: dict[int, Callable[[Verdict], None]] = {}  # who waits for the word on an envelope, by its id
+        self._submitted: list[ClientEvent] = []  # refused as they were submitted
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self._moved = 0.0  # when the session last got on
         self._writable = True
         self._cut: asyncio.TimerHandle | None = None
+        self._watching: asyncio.TimerHandle | None = None
         self._closing = ""  # who ends the connection, once that is known
         self._broken: SessionFailed | None = None
         settings = ClientSettings(hello=node.fqdn, lmtp=hop.lmtp, require_tls=hop.server is not None)
@@ -126,7 +129,9 @@ class OutboundSession(asyncio.Protocol):
             self._tell(Mark.INFORMATION, "", "attempting to connect")
             async with asyncio.timeout(hop.timeout):
                 await self._loop.create_connection(lambda: self, hop.host, hop.port)
-            await self._answered(self._ready, "no answer")
+            self._moved = self._loop.time()
+            self._watch()
+            await self._ready
         except TimeoutError:  # of the connection: an OSError too
             raise self._told(self._failed(UNREACHABLE, f"no answer in {hop.timeout:g} s")) from None
         except OSError as e:
@@ -140,30 +145,60 @@ class OutboundSession(asyncio.Protocol):
         Raises:
             SessionFailed: the session broke before there was one.
         """
-        if self._broken is not None:
-            raise self._broken
         verdict: asyncio.Future[tuple[Reply, ...]] = self._loop.create_future()
-        self._sent[id(envelope)] = verdict
-        try:
-            self._step(lambda: self._handle(self._session.send(envelope, content)))
-            return await self._answered(verdict, "no verdict")
-        except LocalProtocolError as e:
-            raise self._failed(UNREACHABLE, str(e)) from None
-        finally:
-            self._sent.pop(id(envelope), None)
 
-    async def _answered(self, future: asyncio.Future[T], what: str) -> T:
-        """Wait as long as the session gets on: an answer comes, or octets go.  Both have an end."""
-        timeout = self.hop.timeout
-        self._moved = self._loop.time()
-        while not future.done():
-            left = self._moved + timeout - self._loop.time()
-            if left <= 0:
-                failure = self._told(self._failed(UNREACHABLE, f"{what} in {timeout:g} s"))
-                self.abort()
-                raise failure
-            await asyncio.wait((future,), timeout=left)
-        return future.result()
+        def said(word: Verdict) -> None:
+            if not verdict.done():
+                if isinstance(word, SessionFailed):
+                    verdict.set_exception(word)
+                else:
+                    verdict.set_result(word)
+
+        self.submit(envelope, content, said)
+        self.flush()
+        return await verdict
+
+    def submit(self, envelope: Envelope, content: bytes | Iterable[bytes], said: Callable[[Verdict], None]) -> None:
+        """Put a message behind those on their way; :meth:`flush` sends it, and ``said`` hears the verdict once."""
+        if self._broken is not None:
+            said(self._broken)
+            return
+        if not self._sent:
+            self._moved = self._loop.time()
+        self._sent[id(envelope)] = said
+        try:
+            self._submitted += self._session.send(envelope, content)
+        except LocalProtocolError as e:
+            del self._sent[id(envelope)]
+            said(self._failed(UNREACHABLE, str(e)))
+
+    def flush(self) -> None:
+        """Send what was submitted, in one write."""
+        events, self._submitted = self._submitted, []
+        self._step(lambda: self._handle(events))
+
+    @property
+    def room(self) -> int:
+        """How many messages more are worth submitting now: enough to keep the peer busy."""
+        if self._broken is not None or self._transport is None or not self._writable:
+            return 0
+        return self._session.room
+
+    @property
+    def on_the_way(self) -> int:
+        """Messages without a verdict."""
+        return len(self._sent)
+
+    def _watch(self) -> None:
+        """Cut the session off when it does not get on: no answer comes, no octets go."""
+        left = self._moved + self.hop.timeout - self._loop.time()
+        waiting = bool(self._sent) or not self._ready.done()
+        if waiting and left <= 0:
+            what = "no verdict" if self._ready.done() else "no answer"
+            self._break(self._failed(UNREACHABLE, f"{what} in {self.hop.timeout:g} s"))
+            self.abort()
+            return
+        self._watching = self._loop.call_later(left if waiting and left > 0 else self.hop.timeout, self._watch)
 
     async def close(self) -> None:
         """QUIT, and wait a little for the answer."""
@@ -258,8 +293,9 @@ class OutboundSession(asyncio.Protocol):
         )
         self._tell(Mark.DISCONNECT, "", self._closing or ("Remote" if exc is None else "Remote(SocketError)"))
         self._pump = None
-        if self._cut is not None:
-            self._cut.cancel()
+        for timer in (self._cut, self._watching):
+            if timer is not None:
+                timer.cancel()
         if not self._lost.done():
             self._lost.set_result(None)
 
@@ -367,8 +403,8 @@ class OutboundSession(asyncio.Protocol):
     def _verdicts(self, events: Iterable[object]) -> None:
         for event in events:
             if isinstance(event, Delivered | Rejected):
-                future = self._sent.get(id(event.envelope))
-                if future is None or future.done():
+                said = self._sent.pop(id(event.envelope), None)
+                if said is None:
                     continue
                 if (
                     self.hop.server is not None
@@ -377,11 +413,9 @@ class OutboundSession(asyncio.Protocol):
                 ):
                     # The peer does not take us for an Exchange server: that is mended by an administrator, not a verdict
                     # on the message, which waits.
-                    future.set_exception(
-                        self._failed(CANNOT_AUTHENTICATE, f"{event.command} was refused: {event.reply}")
-                    )
+                    said(self._failed(CANNOT_AUTHENTICATE, f"{event.command} was refused: {event.reply}"))
                 else:
-                    future.set_result(event.replies)
+                    said(event.replies)
 
     def _close_transport(self) -> None:
         """Close; what the peer does not take of the last octets is cut off."""
@@ -399,14 +433,15 @@ class OutboundSession(asyncio.Protocol):
             self._ready.set_result(None)
 
     def _break(self, failure: SessionFailed) -> None:
-        futures: list[asyncio.Future[Any]] = [self._ready, *self._sent.values()]
-        waiting = [future for future in futures if not future.done()]
-        if waiting:
+        waiting, self._sent = list(self._sent.values()), {}
+        if waiting or not self._ready.done():
             self._told(failure)
         self._broken = self._broken or failure
-        for future in waiting:
-            future.set_exception(failure)
-            future.exception()  # seen, should nobody wait any more
+        if not self._ready.done():
+            self._ready.set_exception(failure)
+            self._ready.exception()  # seen, should nobody wait any more
+        for said in waiting:
+            said(failure)
         self._close_transport()
 
     def _failed(self, reply: Reply, why: str) -> SessionFailed:
