@@ -74,7 +74,26 @@ def test_everything(tmp_path: Path) -> None:
             "max-file-size": 7,
             "max-directory-size": 8,
             "max-age-days": 9,
+            "console": "json",
         },
+        "queue": {
+            "database": "queue.sqlite",
+            "minimum-free": 0,
+            "max-messages": 1,
+            "sessions-per-destination": 2,
+            "idle-timeout": 3,
+            "glitch-retry-count": 0,
+            "glitch-retry-interval": 4,
+            "transient-failure-retry-count": 5,
+            "transient-failure-retry-interval": 6,
+            "outbound-connection-failure-retry-interval": 7,
+            "message-retry-interval": 8,
+            "delay-notification-timeout": 9,
+            "message-expiration-timeout": 10,
+            "postmaster": "postmaster@contoso.com",
+            "control": "control",
+        },
+        "metrics": {"listen": "127.0.0.1:9464"},
         "rules": {"mailbox-to-mailbox": "verb-without-certificate"},
     }
     for table, keys in given.items():
@@ -82,7 +101,7 @@ def test_everything(tmp_path: Path) -> None:
             f"{key} = {msgspec.json.encode(value).decode()}\n" for key, value in keys.items()
         )
     found = loaded(tmp_path, text)
-    for table in ("limits", "log"):
+    for table in ("limits", "log", "queue", "metrics"):
         assert msgspec.to_builtins(getattr(found, table)) == given[table]
     assert found.selection_rules.mailbox_to_mailbox == "verb-without-certificate"
 

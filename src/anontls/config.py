@@ -286,11 +286,13 @@ def _contradictions(config: Config) -> Iterator[str]:
         except ValueError as e:
             yield f"rules.{name}: {e}"
     delivery = config.delivery
-    if (delivery.maildir is None) == (delivery.next_hop is None) and config.listen:
-        yield "delivery: either maildir or next-hop is needed, and not both"
+    if config.queue.database is None and (delivery.maildir is None) == (delivery.next_hop is None) and config.listen:
+        yield "delivery: either maildir or next-hop is needed, and not both; with queue.database any of them may be"
     for name, address in [
         *((f"listen[{i}].address", entry.address) for i, entry in enumerate(config.listen)),
         ("delivery.next-hop", delivery.next_hop),
+        *((f"delivery.hosts.{name}", address) for name, address in delivery.hosts.items()),
+        ("metrics.listen", config.metrics.listen),
     ]:
         if address is not None:
             try:
@@ -347,7 +349,7 @@ def describe() -> str:
                 "required"
                 if key.required
                 else "-"
-                if key.default is None
+                if key.default is None or key.default is msgspec.NODEFAULT  # a table of names, empty
                 else f"`{msgspec.json.encode(key.default).decode()}`"
             )
             parts.append(f"| `{key.encode_name}` | {_type_name(key.type)} | {default} | {_doc(table, key.name)} |")
@@ -368,4 +370,6 @@ def _type_name(kind: Any) -> str:
         return " or ".join(f"`{value}`" for value in get_args(kind))
     if origin in (Union, types.UnionType):
         return " or ".join(_type_name(each) for each in get_args(kind) if each is not type(None))
+    if origin is dict:
+        return "table of text"
     return {str: "text", int: "number", float: "seconds", bool: "true or false"}.get(kind, str(kind))

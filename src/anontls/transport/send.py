@@ -95,7 +95,7 @@ class OutboundSession(asyncio.Protocol):
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._sent: dict[int, Callable[[Verdict], None]] = {}  # who waits for the word on an envelope, by its id
         self._submitted: list[ClientEvent] = []  # refused as they were submitted
-        self._lost: asyncio.Future[None] = self._loop.create_future()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
         self._moved = 0.0  # when the session last got on
         self._writable = True
         self._cut: asyncio.TimerHandle | None = None
@@ -211,7 +211,7 @@ class OutboundSession(asyncio.Protocol):
                 self._step(self._flush)
             except LocalProtocolError:
                 self.abort()
-        await asyncio.wait((self._lost,), timeout=GOODBYE)
+        await asyncio.wait((self.ended,), timeout=GOODBYE)
         self.abort()
 
     def abort(self) -> None:
@@ -296,8 +296,8 @@ class OutboundSession(asyncio.Protocol):
         for timer in (self._cut, self._watching):
             if timer is not None:
                 timer.cancel()
-        if not self._lost.done():
-            self._lost.set_result(None)
+        if not self.ended.done():
+            self.ended.set_result(None)
 
     def pause_writing(self) -> None:
         self._writable = False
