@@ -152,11 +152,15 @@ expired-starttls = 5
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ('maildir = "mail"', "", "delivery: either maildir or next-hop is needed, and not both"),
+        (
+            'maildir = "mail"',
+            "",
+            "delivery: either maildir or next-hop is needed, and not both; with queue.database any of them may be",
+        ),
         (
             'maildir = "mail"',
             'maildir = "mail"\nnext-hop = "a:25"',
-            "delivery: either maildir or next-hop is needed, and not both",
+            "delivery: either maildir or next-hop is needed, and not both; with queue.database any of them may be",
         ),
         (
             'maildir = "mail"',
