@@ -25,6 +25,9 @@ from anontls.facts.own_certificate import OwnCertificate, OwnCertificateRefused
 #: Forward secrecy always.  Authenticated encryption first; the CBC suites at the end are the only forward-secret ones
 #: that Windows Server 2012 R2, where Exchange 2016 may run, has for RSA certificates.
 CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES+SHA384:ECDHE+AES+SHA256:!aNULL:!eNULL:!PSK"
+#: TLS 1.3.  AES-128 first: nothing is known to be weaker with it, and SHA-256 in the place of SHA-384 saves 6 % of a
+#: handshake, which derives keys two dozen times.
+CIPHERS_1_3 = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 MAX_CONTEXTS = 1024  #: contexts kept; a renewal leaves the old one behind until it falls out
 MAX_KEPT = 8 * 1024  #: bytes of a peer's certificate that is read once and kept; as many as contexts
 MAX_HANDSHAKE = 256 * 1024  #: bytes that a peer may send before the handshake is complete
@@ -86,6 +89,7 @@ def _context(side: Side, own: OwnCertificate | None, maximum: Version) -> SSL.Co
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_max_proto_version(_VERSION[maximum])
     context.set_cipher_list(CIPHERS)
+    context.set_tls13_ciphersuites(CIPHERS_1_3)
     # No resumption: a resumed session would not show the peer's certificate again.  A TLS 1.3 server still sends its two
     # tickets of 79 bytes, which lead to nothing; the binding has no way to stop them.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
