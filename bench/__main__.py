@@ -25,7 +25,8 @@ from anontls.directory.exchange_export import read_export
 from anontls.facts import Queue, Scenario
 from anontls.selection import select
 from anontls.selection.sessions import session_facts, sessions
-from bench import sessions as network
+from bench import compare, relay
+from bench import sessions as received
 from bench.organization import AS_OF, write_export
 
 HERE = Path(__file__).parent
@@ -155,9 +156,11 @@ def main() -> None:
         for measure in (partial(decision, small), partial(organization, large), version):
             rows.append(measure())
             print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
-    beside = network.measure()
+    with compare.bench() as beside:
+        received.measure(beside)
+        relay.measure(beside)
     rows += beside.rows
-    where = machine() | network.versions()
+    where = machine() | compare.versions()
     (HERE / "results.json").write_text(
         json.dumps(
             {"machine": where, "results": rows, "runs": beside.details, "notes": beside.notes},

@@ -1,4 +1,4 @@
-"""The servers that are measured: ours, Postfix and aiosmtpd, each started here on loopback and stopped here by its pid.
+"""The servers that are measured: ours and aiosmtpd (``bench.postfix`` has Postfix), on loopback, stopped by their pids.
 
 A peer that is not installed is a :class:`Missing` with the reason, never a figure.
 """
@@ -6,37 +6,35 @@ A peer that is not installed is a :class:`Missing` with the reason, never a figu
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from anontls.certstore import write
 from anontls.certstore.bindings import Binding
 from anontls.directory import snapshot
-from anontls.facts import Certificate
+from anontls.facts import Certificate, Organization
 from anontls.facts.own_certificate import OwnCertificate
 from anontls.transport.lab import DOMAIN, EDGE, MAILBOX, lab_organization
 
 HERE = Path(__file__).parent
 PEERS = HERE.parent / "build" / "peers"
 TICK = 1 / os.sysconf("SC_CLK_TCK")
-# postfix is in sbin, which the PATH of a user need not name
-SBIN = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
 
 
 class Missing(Exception):
@@ -104,10 +102,14 @@ def wait_for(port: int, patience: float = 20) -> None:
 
 
 @contextmanager
-def process(command: Sequence[str], port: int, log: Path) -> Iterator[Running]:
-    """A server that is one process."""
+def process(
+    command: Sequence[str], port: int, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Running]:
+    """A server that is one process; ``environment`` comes on top of ours."""
     with log.open("ab") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output, cwd=HERE.parent)
+        server = subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=HERE.parent, env={**os.environ, **(environment or {})}
+        )
     try:
         wait_for(port)
         yield Running(server.pid, {"smtp": port})
@@ -124,7 +126,7 @@ def process(command: Sequence[str], port: int, log: Path) -> Iterator[Running]:
 
 
 class Lab(NamedTuple):
-    """Two servers of one organisation with keys of one kind: EDGE1 is measured, the load plays MBX1."""
+    """Two servers of one organisation with keys of one kind: EDGE1 is measured, the load and the sink play MBX1."""
 
     folder: Path
     certificates: dict[str, OwnCertificate]
@@ -141,8 +143,21 @@ def write_lab(folder: Path, kind: str) -> Lab:
         write.prepare(store)
         write.add(store, own.certificate, own.key)
         write.bind(store, own.thumbprint, Binding(services=("SMTP",)))
-    (folder / "org.json").write_bytes(snapshot.dump(lab_organization(certificates)))
+    (folder / "org.json").write_bytes(snapshot.dump(_open(lab_organization(certificates))))
     return Lab(folder, certificates, stores)
+
+
+def _open(organization: Organization) -> Organization:
+    """With Receive connectors that let anybody in: MBX1 as a sink takes mail of Postfix, which is no Exchange server."""
+    servers = []
+    for server in organization.servers:
+        assert isinstance(server.receive_connectors, tuple)
+        connectors = tuple(
+            msgspec.structs.replace(connector, permission_groups="AnonymousUsers, ExchangeServers")
+            for connector in server.receive_connectors
+        )
+        servers.append(msgspec.structs.replace(server, receive_connectors=connectors))
+    return msgspec.structs.replace(organization, servers=tuple(servers))
 
 
 def certificate(name: str, kind: str) -> OwnCertificate:
@@ -168,141 +183,39 @@ def certificate(name: str, kind: str) -> OwnCertificate:
     return OwnCertificate(facts, key)
 
 
+SERVE = (str(Path(sys.executable).with_name("anontls")), "serve")
+FORGETFUL = (sys.executable, "-m", "bench.node")  # the same service with a delivery that drops everything
+CONNECTORS = {MAILBOX: f"Default {MAILBOX}", EDGE: f"Default internal receive connector {EDGE}"}
+
+
 @contextmanager
-def anontls(lab: Lab, *, name: str = "node", stores_mail: bool = True, protocol_log: bool = False) -> Iterator[Running]:
-    """``anontls serve``; without ``stores_mail`` the same service with a delivery that drops everything."""
+def anontls(
+    lab: Lab,
+    name: str,
+    *,
+    server: str = EDGE,
+    delivery: str = "",
+    tables: str = "",
+    protocol_log: bool = False,
+    program: Sequence[str] = SERVE,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Running]:
+    """A node that is ``server``.
+
+    ``delivery`` are the lines of that table, a Maildir without them; ``tables`` are more tables of the configuration.
+    """
     port = free_ports(1)[0]
     path = lab.folder / f"{name}.toml"
+    maildir = f'maildir = "{name}-mail"\ncreate-mailboxes = true'
     path.write_text(
-        f'[node]\norganization = "org.json"\nserver = "{EDGE}"\n\n'
-        f'[store]\nfolder = "{lab.stores[EDGE].name}"\n\n'
-        f'[[listen]]\nconnector = "Default internal receive connector {EDGE}"\naddress = "127.0.0.1:{port}"\n\n'
-        f'[delivery]\nmaildir = "{name}-mail"\ncreate-mailboxes = true\n\n'
-        f'[log]\nevents = "{name}-events.jsonl"\n' + (f'protocol = "{name}-log"\n' if protocol_log else "")
+        f'[node]\norganization = "org.json"\nserver = "{server}"\n\n'
+        f'[store]\nfolder = "{lab.stores[server].name}"\n\n'
+        f'[[listen]]\nconnector = "{CONNECTORS[server]}"\naddress = "127.0.0.1:{port}"\n\n'
+        f"[delivery]\n{delivery or maildir}\n\n"
+        f'[log]\nevents = "{name}-events.jsonl"\n' + (f'protocol = "{name}-log"\n' if protocol_log else "") + tables
     )
-    program = [str(Path(sys.executable).with_name("anontls")), "serve"]
-    if not stores_mail:
-        program = [sys.executable, "-m", "bench.node"]
-    with process([*program, str(path)], port, lab.folder / f"{name}.log") as running:
+    with process([*program, str(path)], port, lab.folder / f"{name}.log", environment) as running:
         yield running
-
-
-# --- Postfix ----------------------------------------------------------------------------------------------------------
-
-MAIN = """\
-compatibility_level = 3.6
-command_directory = {command}
-daemon_directory = {daemon}
-queue_directory = {folder}/queue
-data_directory = {folder}/data
-mail_owner = postfix
-setgid_group = postdrop
-myhostname = postfix.test
-mydestination =
-local_recipient_maps =
-alias_maps =
-alias_database =
-mynetworks = 127.0.0.0/8
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-smtp_dns_support_level = disabled
-smtp_host_lookup = native
-smtpd_relay_restrictions = permit_mynetworks, reject
-smtpd_peername_lookup = no
-smtpd_client_connection_count_limit = 0
-smtpd_client_event_limit_exceptions = 127.0.0.0/8
-biff = no
-in_flow_delay = 0
-default_process_limit = 150
-default_destination_concurrency_limit = 50
-initial_destination_concurrency = 20
-qmgr_message_active_limit = 50000
-message_size_limit = 52428800
-default_transport = discard
-smtpd_tls_security_level = may
-smtpd_tls_ask_ccert = yes
-smtpd_tls_fingerprint_digest = sha256
-smtpd_tls_session_cache_database =
-tls_ssl_options = NO_TICKET
-smtpd_tls_cert_file = none
-"""
-MASTER = """\
-127.0.0.1:{ec} inet n - n - - smtpd -o smtpd_tls_chain_files={folder}/ec.pem
-127.0.0.1:{rsa} inet n - n - - smtpd -o smtpd_tls_chain_files={folder}/rsa.pem
-pickup    unix  n - n 60 1 pickup
-cleanup   unix  n - n - 0 cleanup
-qmgr      unix  n - n 300 1 qmgr
-tlsmgr    unix  - - n 1000? 1 tlsmgr
-rewrite   unix  - - n - - trivial-rewrite
-bounce    unix  - - n - 0 bounce
-defer     unix  - - n - 0 bounce
-trace     unix  - - n - 0 bounce
-verify    unix  - - n - 1 verify
-flush     unix  n - n 1000? 0 flush
-proxymap  unix  - - n - - proxymap
-showq     unix  n - n - - showq
-error     unix  - - n - - error
-retry     unix  - - n - - error
-discard   unix  - - n - - discard
-anvil     unix  - - n - 1 anvil
-scache    unix  - - n - 1 scache
-tlsproxy  unix  - - n - 0 tlsproxy
-postlog   unix-dgram n - n - 1 postlogd
-"""
-
-
-def tool(name: str) -> str:
-    """The path of a program of Postfix."""
-    found = shutil.which(name, path=SBIN)
-    if found is None:
-        raise Missing(f"Postfix is not installed ({name} is not there)")
-    return found
-
-
-@contextmanager
-def postfix(folder: Path, certificates: dict[str, OwnCertificate]) -> Iterator[Running]:
-    """An instance of its own: smtpd with a P-256 and with an RSA certificate, its queue, everything discarded."""
-    program = tool("postfix")
-    if os.geteuid() != 0:
-        raise Missing("Postfix is installed, but its master runs as root only")
-    folder.mkdir(parents=True)
-    configuration = folder / "conf"
-    for part in ("conf", "queue", "data"):
-        (folder / part).mkdir(mode=0o755)
-    for above in (folder, folder.parent):
-        above.chmod(0o755)  # its processes run as another user
-    shutil.chown(folder / "data", "postfix")
-    for kind, own in certificates.items():
-        assert own.certificate.x509 is not None
-        file = folder / f"{kind}.pem"
-        file.touch(mode=0o600)
-        file.write_bytes(
-            own.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            + own.certificate.x509.public_bytes(Encoding.PEM)
-        )
-    ports = dict(zip(("ec", "rsa"), free_ports(2), strict=True))
-    daemon = next((d for d in ("/usr/lib/postfix/sbin", "/usr/libexec/postfix") if Path(d).is_dir()), "")
-    (configuration / "main.cf").write_text(
-        MAIN.format(folder=folder, command=Path(program).parent, daemon=daemon), encoding="ascii"
-    )
-    (configuration / "master.cf").write_text(MASTER.format(folder=folder, **ports), encoding="ascii")
-    started = subprocess.run([program, "-c", str(configuration), "start"], capture_output=True, text=True)
-    if started.returncode:
-        raise Missing(f"Postfix does not start: {started.stderr.strip()[-300:]}")
-    try:
-        wait_for(ports["ec"])
-        yield Running(int((folder / "queue/pid/master.pid").read_text()), ports)
-    finally:
-        subprocess.run([program, "-c", str(configuration), "stop"], capture_output=True)
-
-
-def postfix_version() -> str:
-    """Version of Postfix; says "not installed" when it is not."""
-    try:
-        said = subprocess.run([tool("postconf"), "-d", "-h", "mail_version"], capture_output=True, text=True)
-    except Missing:
-        return "not installed"
-    return said.stdout.strip()
 
 
 # --- aiosmtpd ---------------------------------------------------------------------------------------------------------

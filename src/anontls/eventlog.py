@@ -5,6 +5,7 @@ runs for years.
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -68,17 +69,25 @@ class Events:
     """The event log of one server.
 
     ``now`` is the clock.  An event with the same id and source about the same thing within an hour is counted, not
-    written; the next one that is written says how many there were.
+    written; the next one that is written says how many there were.  ``raised`` is told the id of each one.
     """
 
-    def __init__(self, server: str, sinks: tuple[Sink, ...], now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        server: str,
+        sinks: tuple[Sink, ...],
+        now: Callable[[], datetime],
+        raised: Callable[[int], None] = lambda _id: None,
+    ) -> None:
         self.server = server
         self.sinks = sinks
         self._now = now
+        self._raised = raised
         self._causes: dict[tuple[object, ...], tuple[datetime, int]] = {}
 
     def write(self, event: Event, **names: object) -> None:
         """Log an event."""
+        self._raised(event.id)
         now = self._now()
         values = {"server": self.server, **names, **event.values}
         cause = (event.id, event.source, *(str(values.get(key))[:MOST_OF_A_NAME] for key in _ABOUT[event.id]))
@@ -138,20 +147,39 @@ class JsonLines:
 
 
 class Stream:
-    """A terminal or a service manager's journal."""
+    """A terminal or a service manager's journal: events, and what else an operator is told, a line each."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
 
     def __call__(self, written: Written) -> None:
-        """Print it."""
+        """Print an event."""
         more = f" ({written.repeated} more in the last hour)" if written.repeated else ""
+        self.say(f"{written.level}: event {written.id} {written.name or ''}: {written.text}{more}")
+
+    def say(self, text: str) -> None:
+        """Print it; a terminal that is gone must not stop the mail."""
         with contextlib.suppress(OSError, ValueError):
-            print(
-                _one_line(f"{written.level}: event {written.id} {written.name or ''}: {written.text}{more}"),
-                file=self.stream,
-                flush=True,
-            )
+            print(_one_line(text), file=self.stream, flush=True)
+
+
+class JsonStream(Stream):
+    """The same as JSON, a document a line: an event as in :class:`JsonLines`; for all else ``time`` and ``text``."""
+
+    def __init__(self, stream: TextIO | None, now: Callable[[], datetime]) -> None:
+        super().__init__(stream)
+        self._now = now
+
+    def __call__(self, written: Written) -> None:
+        """Print an event."""
+        self._document(msgspec.to_builtins(written))
+
+    def say(self, text: str) -> None:
+        """Print it."""
+        self._document(msgspec.to_builtins({"time": self._now(), "text": text}))
+
+    def _document(self, document: object) -> None:
+        super().say(json.dumps(document))  # ASCII: nothing in it reaches a terminal as a command
 
 
 class Syslog:

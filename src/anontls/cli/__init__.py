@@ -37,6 +37,8 @@ class Commands(click.Group):
         "org": "anontls.cli.org:command",
         "events": "anontls.cli.events:command",
         "serve": "anontls.cli.serve:command",
+        "config": "anontls.cli.config:command",
+        "queue": "anontls.cli.queue:command",
         "send": "anontls.cli.send:command",
         "probe": "anontls.cli.probe:command",
         "cert": "anontls.cli.cert:command",

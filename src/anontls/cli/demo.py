@@ -79,7 +79,8 @@ def _session(folder: Path, language: Language) -> Exit:
     # Imported here: the first half needs no transport.
     from anontls.facts import Scenario
     from anontls.transport.lab import EDGE, INBOUND, MAILBOX, write_lab
-    from anontls.transport.service import Service, next_hop, system_now
+    from anontls.transport.destinations import configured_hop
+    from anontls.transport.service import Service, system_now
 
     ports = dict(zip((MAILBOX, EDGE), _free_ports(2), strict=True))
     lab = write_lab(folder, system_now(), ports)
@@ -99,7 +100,9 @@ def _session(folder: Path, language: Language) -> Exit:
     asyncio.run(deliver())
     click.echo(console.getvalue().rstrip())
     _title(f"{EDGE} decided")
-    connector = next_hop(edge.node.server, edge.node.organization, edge.config).send_connector
+    hop = configured_hop(edge.node.server, edge.node.organization, edge.config.delivery)
+    assert hop is not None
+    connector = hop.send_connector
     sent = edge.node.select(Scenario.OUTBOUND_ANONYMOUS, send_connector=connector)
     click.echo(text.explained(sent, language, width=WIDTH))
     _title(f"{MAILBOX} decided")

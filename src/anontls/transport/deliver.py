@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import re
 import secrets
 import stat
 import time
@@ -21,6 +20,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from anontls.delivery.retry import LOOP, MAX_HOPS, hops
 from anontls.protocol_log import ProtocolLog
 from anontls.smtp import Reply, exchange
 from anontls.smtp.content import Needs
@@ -36,11 +36,7 @@ BEGIN_TO_WRITE = getattr(os, "posix_fadvise", None)
 DONT_NEED = getattr(os, "POSIX_FADV_DONTNEED", 0)
 MAX_NAME = 255  # octets of a file name
 NOT_NOW = Reply(451, ("4.3.0 Mailbox cannot be reached; try again",))
-LOOP = Reply(554, ("5.4.6 Hop count exceeded - possible mail loop",))
-MAX_HOPS = 60  # Received fields; MaxHopCount of a Receive connector
-MAX_HEADER = 256 * 1024  # octets in which they are counted
-_RECEIVED = re.compile(rb"^Received:", re.IGNORECASE | re.MULTILINE)
-_DECLARED: Mapping[Needs, str] = {Needs.EIGHT_BIT: "8BITMIME", Needs.BINARY: "BINARYMIME"}
+DECLARED: Mapping[Needs, str] = {Needs.EIGHT_BIT: "8BITMIME", Needs.BINARY: "BINARYMIME"}
 PARTLY = Reply(451, ("4.4.0 Some recipients were refused by the next hop; none is acknowledged",))
 
 
@@ -258,13 +254,13 @@ class NextHopDelivery:
     async def deliver(self, envelope: Envelope, body: Body, received: bytes) -> Reply:
         """Send it on; 250 only when the next hop has taken it for every recipient."""
         small = body.in_memory()
-        if _hops(next(body.pieces(), b"")) >= MAX_HOPS:
+        if hops(next(body.pieces(), b"")) >= MAX_HOPS:
             return LOOP
         if small is None:
             # Many senders declare nothing and send eight bits; what is sent in pieces is held to what was declared.
             need = await asyncio.to_thread(body.needs)
             envelope = msgspec.structs.replace(
-                envelope, size=len(received) + body.size, body=_DECLARED.get(need, envelope.body)
+                envelope, size=len(received) + body.size, body=DECLARED.get(need, envelope.body)
             )
         session = OutboundSession(self.node, self.hop, self.log)
         try:
@@ -284,12 +280,6 @@ class NextHopDelivery:
 def _joined(received: bytes, body: Body) -> Iterator[bytes]:
     yield received
     yield from body.pieces()
-
-
-def _hops(head: bytes) -> int:
-    """How many servers a message has been through."""
-    end = head.find(b"\r\n\r\n", 0, MAX_HEADER)
-    return len(_RECEIVED.findall(head, 0, end if end >= 0 else MAX_HEADER))
 
 
 def relayed(reply: Reply) -> Reply:

@@ -32,6 +32,7 @@ from anontls.facts.trust import Trust, TrustResult, direct_trust
 from anontls.selection import DEFAULT, Decision, Result, Rules, select
 from anontls.selection.sessions import session_facts
 from anontls.tls import client_context, server_context
+from anontls.transport.metrics import Metrics
 
 
 class Presented(NamedTuple):
@@ -61,6 +62,7 @@ class Node:
         self.events = events
         self.now = now
         self.rules = rules
+        self.metrics = Metrics()
         self._ephemeral: OwnCertificate | None = None
         self.take(organization, server)
 
@@ -111,6 +113,7 @@ class Node:
             receive_connector=receive_connector,
         )
         decision = select(msgspec.structs.replace(facts, store=self.store.store()), self.rules)
+        self.metrics.decided(decision)
         connector = receive_connector or send_connector
         for event in decision.events:
             self.events.write(event, connector=connector.identity if connector else "")

@@ -62,6 +62,7 @@ class SessionFailed(AnontlsError):
 
     def __init__(self, hop: NextHop, reply: Reply, why: str) -> None:
         super().__init__(f"{hop.host}:{hop.port}: {reply}: {why}")
+        self.hop = hop
         self.reply = reply
         self.why = why
 
@@ -324,7 +325,7 @@ class OutboundSession(asyncio.Protocol):
             self._break(self._failed(CANNOT_AUTHENTICATE if in_clear else UNREACHABLE, str(e)))
         except SessionFailed as e:
             self._break(e)
-        except OSError as e:  # the message could not be read from its file
+        except (OSError, AnontlsError) as e:  # the message could not be read from its file or the queue
             self._break(self._failed(UNREACHABLE, str(e)))
 
     def _handle(self, events: list[ClientEvent]) -> None:

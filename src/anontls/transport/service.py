@@ -21,19 +21,18 @@ from anontls.eventlog import Events, JsonLines, Sink, Stream, Syslog
 from anontls.facts import (
     Organization,
     Phase,
-    Queue,
     ReceiveConnector,
     Scenario,
-    SendConnector,
     Server,
     is_unknown,
     same_name,
 )
 from anontls.protocol_log import Direction, ProtocolLog
 from anontls.selection import Decision
-from anontls.selection.sessions import send_connectors
 from anontls.transport.deliver import MaildirDelivery, NextHopDelivery
+from anontls.transport.destinations import configured_hop
 from anontls.transport.node import Node
+from anontls.transport.queue_delivery import QueueDelivery
 from anontls.transport.receive import Delivery, Receiver
 from anontls.transport.send import NextHop
 
@@ -70,7 +69,7 @@ class Service:
         self.node = Node(organization, server, store, events, now, config.selection_rules)
         self.receive_log = self._log(Direction.RECEIVE)
         self.send_log = self._log(Direction.SEND)
-        self.delivery = self._delivery()
+        self.delivery: Delivery | None = None  # from the start on
         self.receivers: list[Receiver] = []
         self.servers: list[asyncio.Server] = []
         self._stopping = asyncio.Event()
@@ -119,12 +118,20 @@ class Service:
 
     def _delivery(self) -> Delivery:
         delivery = self.config.delivery
-        if delivery.next_hop is None:
+        if self.config.queue.database is not None:
+            return QueueDelivery(
+                self.config,
+                self.base,
+                self.node,
+                self.send_log,
+                wall=lambda: self.now().timestamp(),
+                say=self._complain,
+            )
+        hop = configured_hop(self.node.server, self.node.organization, delivery)
+        if hop is None:
             folder = self.base / (delivery.maildir or "mail")
             return MaildirDelivery(folder, self.node.fqdn, create=delivery.create_mailboxes)
-        return NextHopDelivery(
-            self.node, next_hop(self.node.server, self.node.organization, self.config), self.send_log
-        )
+        return NextHopDelivery(self.node, hop, self.send_log)
 
     def _say_problems(self) -> None:
         for problem in self.certificates.problems:
@@ -158,12 +165,15 @@ class Service:
         shown = certificate.thumbprint if certificate else "none"
         self._say(f"{self.node.server.name} starts; internal transport certificate: {shown}")
         loop = asyncio.get_running_loop()
+        delivery = self.delivery = self._delivery()
+        if isinstance(delivery, QueueDelivery):
+            await delivery.start()
         receivers: dict[str, Receiver] = {}  # the limits are those of a connector, however many addresses it has
         for entry, connector in listens:
             receiver = receivers.get(connector.identity)
             if receiver is None:
                 receiver = receivers[connector.identity] = Receiver(
-                    self.node, connector, self.config.limits, self.delivery, self.receive_log, self._complain
+                    self.node, connector, self.config.limits, delivery, self.receive_log, self._complain
                 )
                 self.receivers.append(receiver)
             host, port = host_and_port(entry.address)
@@ -232,7 +242,9 @@ class Service:
             self.node.take(organization, server)
             for receiver in self.receivers:
                 receiver.connector = connectors[receiver.connector.identity]
-            if hop is not None and isinstance(self.delivery, NextHopDelivery):
+            if isinstance(self.delivery, QueueDelivery):
+                self.delivery.dispatcher.reroute()
+            elif hop is not None and isinstance(self.delivery, NextHopDelivery):
                 self.delivery.hop = hop
             self._say_problems()
             self._say("reloaded")
@@ -244,7 +256,7 @@ class Service:
             receiver.connector.identity: receive_connector(server, receiver.connector.identity)
             for receiver in self.receivers
         }
-        hop = next_hop(server, organization, self.config) if self.config.delivery.next_hop else None
+        hop = configured_hop(server, organization, self.config.delivery)
         self.certificates.reload(self.now())
         return organization, server, connectors, hop
 
@@ -275,6 +287,8 @@ class Service:
                 session.abort()
             for delivery in tuple(receiver.deliveries):
                 delivery.cancel()
+        if isinstance(self.delivery, QueueDelivery):
+            await self.delivery.stop(max(0.0, end - loop.time()))
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.sleep(0)  # so that what was cut off says so in the log
@@ -306,38 +320,6 @@ def receive_connector(server: Server, name: str) -> ReceiveConnector:
             return connector
     known = ", ".join(connector.name for connector in connectors) or "none"
     raise UsageError(f"{server.name} has no Receive connector {name}", hint=f"known: {known}")
-
-
-def next_hop(server: Server, organization: Organization, config: Config) -> NextHop:
-    """The next hop of the configuration.
-
-    Raises:
-        UsageError: its server or its Send connector is not in the organisation.
-    """
-    delivery = config.delivery
-    host, port = host_and_port(delivery.next_hop or "")
-    connector: SendConnector | None = None
-    if delivery.send_connector is not None:
-        known = send_connectors(server, organization)
-        connector = next((c for c in known if same_name(c.identity, delivery.send_connector)), None)
-        if connector is None:
-            names = ", ".join(c.identity for c in known) or "none"
-            raise UsageError(f"{server.name} has no Send connector {delivery.send_connector}", hint=f"known: {names}")
-    if delivery.next_hop_server is not None and organization.server(delivery.next_hop_server) is None:
-        known_servers = ", ".join(s.name for s in organization.servers)
-        raise UsageError(
-            f"delivery.next-hop-server: no server {delivery.next_hop_server} in the organisation",
-            hint=f"known: {known_servers}",
-        )
-    return NextHop(
-        host=host,
-        port=port,
-        server=delivery.next_hop_server,
-        lmtp=delivery.protocol == "lmtp",
-        queue=Queue(identity=None, delivery_type=delivery.delivery_type),
-        send_connector=connector,
-        timeout=delivery.timeout,
-    )
 
 
 def system_now() -> datetime:

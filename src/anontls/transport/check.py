@@ -1,0 +1,335 @@
+"""Whether a node can start on this machine and do its work: what ``anontls config check`` finds.
+
+Nothing is changed: what is not there yet is not made, and a node that runs meanwhile is not disturbed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from anontls.certstore.files import Passphrase
+from anontls.certstore.folder import FolderStore
+from anontls.config import Config, host_and_port
+from anontls.directory import open_organization
+from anontls.errors import AnontlsError, Unreachable, UsageError
+from anontls.eventlog import MemoryEventLog
+from anontls.facts import Organization, Phase, ReceiveConnector, Scenario, Server
+from anontls.selection import Decision
+from anontls.selection.decision import Result
+from anontls.transport.control import socket_path, somebody_listens
+from anontls.transport.destinations import configured_hop
+from anontls.transport.node import Node
+from anontls.transport.queue_file import APPLICATION, STEPS
+from anontls.transport.service import SPARE_FILES, receive_connector
+
+Severity = Literal["error", "warning", "note"]
+
+CLOCKS = timedelta(minutes=5)  # that those of two machines may be apart
+PATIENCE = 3.0  # seconds that whoever holds an address has to say who it is
+RESOLVERS = 16  # names that are looked up at a time
+SQLITE = b"SQLite format 3\0"  # a database begins so; user_version is at octet 60, application_id at 68
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was looked at.
+
+    ``error``: the node would not start, or mail would not get on.  ``place`` is a key of the configuration, empty for
+    the file or the machine.  ``decision`` is the selection that the finding is about; its explanation belongs to it.
+    """
+
+    severity: Severity
+    place: str
+    text: str
+    cure: str = ""
+    decision: Decision | None = None
+
+
+def findings(config: Config, path: Path, now: datetime, *, bind: bool = True) -> Iterator[Finding]:
+    """What is found for the configuration that was read from ``path``; ``bind`` says whether its addresses are tried.
+
+    One fault does not hide another, unless that cannot be looked at then.
+    """
+    base = path.parent
+    yield from _machine(config, path, now)
+    organization = server = store = None
+    try:
+        organization = open_organization(str(base / config.node.organization))
+        server = organization.server(config.node.server)
+        if server is None:
+            known = ", ".join(s.name for s in organization.servers)
+            yield _error("node.server", f"no server {config.node.server} in the organisation", f"known: {known}")
+    except (AnontlsError, OSError) as e:
+        yield _failed("node.organization", e)
+    try:
+        file = config.store.passphrase_file
+        passphrase = Passphrase(file=base / file) if file else None
+        store = FolderStore(base / config.store.folder, now=now, passphrase=passphrase)
+        for problem in store.problems:
+            yield _warning("store.folder", f"{problem.file}: {problem.message}", problem.cure)
+    except (AnontlsError, OSError) as e:
+        yield _failed("store.folder", e)
+    connectors: dict[str, ReceiveConnector] = {}
+    if not config.listen:
+        yield _error("listen", "nothing to listen on", "a [[listen]] table names a Receive connector and an address")
+    for number, entry in enumerate(config.listen if server is not None else ()):
+        assert server is not None
+        try:
+            connectors[f"listen[{number}]"] = receive_connector(server, entry.connector)
+        except UsageError as e:
+            yield _failed(f"listen[{number}].connector", e)
+    if organization is not None and server is not None and store is not None:
+        yield from _selections(config, organization, server, store, connectors, now)
+    if bind:
+        yield from _addresses(config, server, connectors)
+    yield from _names(config)
+    yield from _files(config, base)
+
+
+def _error(place: str, text: str, cure: str = "") -> Finding:
+    return Finding(severity="error", place=place, text=text, cure=cure)
+
+
+def _warning(place: str, text: str, cure: str = "") -> Finding:
+    return Finding(severity="warning", place=place, text=text, cure=cure)
+
+
+def _note(place: str, text: str) -> Finding:
+    return Finding(severity="note", place=place, text=text)
+
+
+def _failed(place: str, error: AnontlsError | OSError) -> Finding:
+    return _error(place, str(error), (error.hint if isinstance(error, AnontlsError) else None) or "")
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+def _machine(config: Config, path: Path, now: datetime) -> Iterator[Finding]:
+    if os.name == "posix" and os.geteuid() == 0:
+        yield _warning("", "checked as root, who may read and write everything", "check as the user of the service")
+    for place, file in (("", path), ("node.organization", path.parent / config.node.organization)):
+        with suppress(OSError, ValueError):
+            changed = datetime.fromtimestamp(file.stat().st_mtime, UTC)
+            if changed > now + CLOCKS:
+                text = f"{file} was changed at {changed:%Y-%m-%d %H:%M:%SZ}, which is still to come"
+                yield _warning(place, text, "set the clock of this machine: certificates expire by it")
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    least = len({entry.connector.lower() for entry in config.listen}) * config.limits.sessions + SPARE_FILES
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < least:
+        text = f"{most} files may be open, and so many sessions need {least}"
+        yield _warning("limits.sessions", text, "LimitNOFILE= of the unit, ulimit -n of a shell")
+
+
+# --- the selections ---------------------------------------------------------------------------------------------------
+
+
+def _selections(
+    config: Config,
+    organization: Organization,
+    server: Server,
+    store: FolderStore,
+    connectors: Mapping[str, ReceiveConnector],
+    now: datetime,
+) -> Iterator[Finding]:
+    """Those of a start and of sessions, made as the node makes them."""
+    node = Node(organization, server, store, log := MemoryEventLog(), lambda: now, config.selection_rules)
+    startup = node.select(Scenario.INBOUND_ANONYMOUS, phase=Phase.STARTUP)
+    yield _decided("node.server", startup, needed=True)
+    log.events.clear()
+    if startup.certificate is not None:
+        node.load(startup.certificate)
+    yield from _refused("node.server", log)
+    for place, connector in connectors.items():
+        for scenario in (Scenario.INBOUND_ANONYMOUS, Scenario.INBOUND_STARTTLS):
+            decision = node.select(scenario, receive_connector=connector)
+            yield _decided(place, decision)
+            log.events.clear()
+            node.presented(decision)
+            yield from _refused(place, log)
+    try:
+        hop = configured_hop(server, organization, config.delivery)
+    except UsageError as e:
+        yield _failed("delivery", e)
+        return
+    if hop is not None and hop.server is not None:
+        decision = node.select(Scenario.OUTBOUND_ANONYMOUS, queue=hop.queue, send_connector=hop.send_connector)
+        yield _decided("delivery.next-hop-server", decision, needed=True)
+        if not node.peer_certificates(hop.server):
+            text = f"the directory holds no certificate of {hop.server}, so it cannot prove itself and gets no mail"
+            yield _error("delivery.next-hop-server", text)
+
+
+def _decided(place: str, decision: Decision, *, needed: bool = False) -> Finding:
+    """As severe as the events that it raises; without a verb that is ``needed``, or not known, an error."""
+    levels = {event.type.level for event in decision.events}
+    severity: Severity = "error" if "error" in levels else "warning" if "warning" in levels else "note"
+    if decision.result is Result.UNKNOWN or (needed and decision.verb is None):
+        severity = "error"
+    return Finding(severity=severity, place=place, text="", decision=decision)
+
+
+def _refused(place: str, log: MemoryEventLog) -> Iterator[Finding]:
+    """Certificates that were selected, and that the TLS library does not take."""
+    for event in log.events:
+        yield _error(place, f"{event.values.get('thumbprint')} cannot be used: {event.values.get('reason')}")
+
+
+# --- addresses and names ----------------------------------------------------------------------------------------------
+
+
+def _addresses(config: Config, server: Server | None, connectors: Mapping[str, ReceiveConnector]) -> Iterator[Finding]:
+    """Each is bound for a moment, and nobody is listened to."""
+    for number, entry in enumerate(config.listen):
+        place = f"listen[{number}]"
+        connector = connectors.get(place)
+        names = (connector and connector.fqdn, server and server.fqdn, server and server.name)
+        fqdn = next((name for name in names if isinstance(name, str) and name), "")
+        yield from _bound(f"{place}.address", entry.address, b"", f"220 {fqdn} ".encode())
+        if any(entry.address == other.address and _port(entry.address) for other in config.listen[:number]):
+            yield _error(f"{place}.address", f"{entry.address} is listed twice")
+    listen = config.metrics.listen
+    if listen is not None:
+        yield from _bound("metrics.listen", listen, b"GET /health HTTP/1.0\r\n\r\n", b"HTTP/1.0 ")
+        if not _loopback(host_and_port(listen)[0]):
+            yield _warning("metrics.listen", f"whoever reaches {listen} can read the figures", "listen on 127.0.0.1")
+
+
+def _port(address: str) -> int:
+    return host_and_port(address)[1]
+
+
+def _loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _bound(place: str, text: str, question: bytes, answer: bytes) -> Iterator[Finding]:
+    """An address in use is no fault when whoever holds it answers as this node would."""
+    host, port = host_and_port(text)
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                trial.bind(address)
+    except OSError as e:
+        if e.errno == errno.EADDRINUSE:
+            said = _said(host, port, question)
+            if said.startswith(answer):
+                yield _note(place, f"{text} is in use by a node that is this one, as far as it says")
+            else:
+                yield _error(place, f"{text} is in use; whoever holds it says {said[:100]!r}")
+        elif e.errno == errno.EACCES:
+            yield _warning(place, f"{text}: {e.strerror}", "CAP_NET_BIND_SERVICE, which the systemd unit gives")
+        else:
+            yield _error(place, f"{text}: cannot listen: {e.strerror or e}")
+
+
+def _said(host: str, port: int, question: bytes) -> bytes:
+    try:
+        with socket.create_connection((host, port), PATIENCE) as peer:
+            peer.sendall(question)
+            return peer.recv(512)
+    except OSError:
+        return b""
+
+
+def _names(config: Config) -> Iterator[Finding]:
+    """Hosts that the configuration names; those that only DNS knows are looked up when there is mail."""
+    named = {f"delivery.hosts.{name}": place for name, place in config.delivery.hosts.items()}
+    if config.delivery.next_hop is not None:
+        named["delivery.next-hop"] = config.delivery.next_hop
+
+    def look_up(place: str) -> str:
+        try:
+            socket.getaddrinfo(*host_and_port(named[place]), type=socket.SOCK_STREAM)
+        except OSError as e:
+            return f"{named[place]}: {e.strerror or e}"
+        return ""
+
+    with ThreadPoolExecutor(RESOLVERS) as threads:
+        for place, why in zip(named, threads.map(look_up, named), strict=True):
+            if why:
+                yield _error(place, why)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _files(config: Config, base: Path) -> Iterator[Finding]:
+    delivery, log, queue = config.delivery, config.log, config.queue
+    if delivery.maildir is not None:
+        yield from _writable("delivery.maildir", base / delivery.maildir, folder=True)
+        if not delivery.create_mailboxes and not (base / delivery.maildir).is_dir():
+            yield _warning("delivery.maildir", f"{base / delivery.maildir} is not there, so nobody has a mailbox")
+    if log.events is not None:
+        yield from _writable("log.events", base / log.events)
+    if log.protocol is not None:
+        yield from _writable("log.protocol", base / log.protocol, folder=True)
+    if log.syslog is not None and not Path(log.syslog).is_socket():
+        yield _warning("log.syslog", f"{log.syslog} is not a socket: no syslog daemon hears the events")
+    if queue.database is not None:
+        yield from _queue(config, base, base / queue.database)
+
+
+def _writable(place: str, path: Path, *, folder: bool = False) -> Iterator[Finding]:
+    """Whether a file or folder can be written, or made where it is not there."""
+    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if there.is_dir() != (folder or there != path):
+        yield _error(place, f"{there} is {'a folder' if there.is_dir() else 'no folder'}")
+    elif not os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):
+        yield _error(place, f"{there} cannot be written by this user", "chown it to the user of the service")
+
+
+def _queue(config: Config, base: Path, database: Path) -> Iterator[Finding]:
+    yield from _writable("queue.database", database)
+    if database.is_file():
+        # SQLite itself would make files beside it, and those of another user would lock the node out.
+        with suppress(OSError), database.open("rb") as file:
+            why = _foreign(file.read(72))
+            if why:
+                yield _error("queue.database", f"{database}: {why}")
+    with suppress(OSError):
+        disk = os.statvfs(next(each for each in database.parents if each.is_dir()))
+        free = disk.f_bavail * disk.f_frsize
+        if free < config.queue.minimum_free:
+            text = f"{free} octets are free on the disk of {database}, so new mail is refused with 452"
+            yield _error("queue.minimum-free", text, "make room, or lower queue.minimum-free")
+    try:
+        if somebody_listens(socket_path(config, base)):
+            yield _note("queue.database", f"{database} is in use by a running node")
+    except UsageError as e:
+        yield _failed("queue.control", e)
+    except Unreachable as e:
+        yield _warning("queue.control", str(e), e.hint or "")
+
+
+def _foreign(begins: bytes) -> str:
+    """Why a file that begins so is no queue of ours; empty when it is, or when it is still empty."""
+    if not begins:
+        return ""
+    if not begins.startswith(SQLITE):
+        return "not a SQLite database"
+    version, application = (int.from_bytes(begins[at : at + 4], "big") for at in (60, 68))
+    if application != APPLICATION:
+        return "a SQLite database, but not of a queue"
+    return f"a queue of format {version}, made by a newer version" if version > len(STEPS) else ""

@@ -1,0 +1,322 @@
+"""Sends what is queued: takes each message to the queues of its destinations.
+
+::
+
+    QueueDelivery.deliver ──> store (durable) ──250──> peer
+                                │
+                                v
+    Dispatcher ── destination of each recipient ──> SessionQueue or MailboxQueue ── sessions, mailboxes
+        ^                                                │
+        └── notifications ── Settlement <────────────────┘ verdicts
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import msgspec
+
+from anontls.config import Queue as QueueConfig
+from anontls.delivery.retry import Schedule
+from anontls.protocol_log import ProtocolLog
+from anontls.smtp import Reply
+from anontls.smtp.syntax import Envelope
+from anontls.transport.body import Body
+from anontls.transport.deliver import MaildirDelivery
+from anontls.transport.destination_queue import DestinationQueue, Job
+from anontls.transport.destinations import Destination, Destinations
+from anontls.transport.mailbox_queue import MailboxQueue
+from anontls.transport.memory import Memory
+from anontls.transport.node import Node
+from anontls.transport.queue import Pending, Queued, QueueStore
+from anontls.transport.send import NextHop, OutboundSession, SessionFailed
+from anontls.transport.session_queue import SessionQueue
+from anontls.transport.settlement import Settlement
+
+MAX_SESSIONS = 1000  # to all destinations together, as MaxOutboundConnections
+SWEEP = 60.0  # seconds between looks for messages that are late
+AT_ONCE = 500  # messages that are looked at before sessions have their turn again
+QUEUE_STAYS = 180.0  # seconds that an empty queue is still shown
+JUMP = 60.0  # seconds that the clock of the system may go another way than time does without being mentioned
+
+
+class Dispatcher:
+    """All queues of a node.
+
+    ``wall`` is the system's clock, Unix seconds; it is read once: time that jumps must not expire messages.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        store: QueueStore,
+        destinations: Destinations,
+        config: QueueConfig,
+        log: ProtocolLog | None = None,
+        *,
+        mailboxes: MaildirDelivery | None = None,
+        wall: Callable[[], float],
+        say: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self.node = node
+        self.store = store
+        self.destinations = destinations
+        self.mailboxes = mailboxes
+        self.schedule = msgspec.convert(config, Schedule, from_attributes=True)
+        self.idle_timeout = config.idle_timeout
+        self.sessions_per_destination = config.sessions_per_destination
+        self.stopping = False
+        self.sessions = 0
+        self.queues: dict[str, DestinationQueue] = {}
+        self.memory = Memory(store)
+        self._log = log
+        self._say = say
+        self._wall = wall
+        self._loop = asyncio.get_running_loop()
+        self._began = wall() - self._loop.time()
+        self._jumped = 0.0
+        self._numbers = 0
+        self._swept = {"late": 0, "expired": 0}  # the last message that it was looked at for
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.settlement = Settlement(
+            store,
+            self.memory,
+            self.schedule,
+            node.metrics,
+            clock=self.clock,
+            mta=node.fqdn,
+            postmaster=config.postmaster or f"postmaster@{destinations.postmaster_domain() or node.fqdn}",
+            accepted=self.accepted,
+        )
+
+    # --- what a node does with it -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take up what the store holds; sessions go on meanwhile."""
+        self._task(self._load())
+        self._task(self._sweep())
+
+    async def stop(self, patience: float) -> None:
+        """Begin nothing more, wait for what is on its way, say goodbye."""
+        self.stopping = True
+        end = self._loop.time() + patience
+        while any(queue.in_flight for queue in self.queues.values()) and self._loop.time() < end:  # noqa: ASYNC110 verdicts come by themselves
+            await asyncio.sleep(0.02)
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*(queue.close() for queue in self.queues.values()))
+        self.settlement.commit()
+
+    def reroute(self) -> None:
+        """The organisation is another: every message that is not on its way finds its queue anew."""
+        self.destinations.forget()
+        for key, queue in tuple(self.queues.items()):
+            queue.clear()
+            if queue.idle and not queue.in_flight:
+                del self.queues[key]
+                self._task(queue.close())
+        self._task(self._load())
+
+    async def _load(self) -> None:
+        for count, stored in enumerate(self.store.messages(), 1):
+            self.enqueue(self.memory.current(stored))
+            if count % AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def clock(self) -> float:
+        """Unix seconds as they have passed since the start, whatever becomes of the system's clock."""
+        return self._began + self._loop.time()
+
+    # --- messages come ------------------------------------------------------------------------------------------------
+
+    def accepted(self, queued: Queued) -> None:
+        """A message has just become durable."""
+        self.memory.keep(queued)
+        self.enqueue(queued)
+
+    def enqueue(self, queued: Queued) -> None:
+        """Into the queue of each destination that its recipients have."""
+        now = self.clock()
+        due: dict[str, float] = {}
+        for each in queued.pending:
+            there = self.destinations.of(each.recipient.address)
+            due[there.key] = min(each.due, due.get(there.key, each.due))
+            if there.key not in self.queues:
+                self._numbers += 1
+                kind = MailboxQueue if there.local else SessionQueue
+                self.queues[there.key] = kind(self, self._numbers, there)
+        for key, when in due.items():
+            queue = self.queues[key]
+            if queued.id in queue.in_flight:
+                continue
+            queue.incoming.add(now)
+            if queued.suspended:
+                queue.held.add(queued.id)
+            elif when > now:
+                # No due time lies further ahead than the longest pause: the clock may have been set back meanwhile.
+                queue.defer(queued.id, min(when, now + self.schedule.longest))
+            else:
+                queue.add(queued.id)
+                if not queue.sending:
+                    self.memory.cool(queued.id)
+
+    # --- what queues ask for ------------------------------------------------------------------------------------------
+
+    def take(self, queue: DestinationQueue, number: int) -> Job | None:
+        """The message with its recipients at the queue's destination; ``None``: there is nothing to be sent."""
+        # What came in while the store was being read may be in the queue twice.
+        queued = None if number in queue.in_flight else self.memory.message(number)
+        if queued is None:
+            return None  # or it was removed
+        if queued.suspended:
+            queue.held.add(number)
+            return None
+        pending = self.pending(queue, queued)
+        if not pending:
+            return None
+        self.memory.hold(queued)
+        envelope = queued.envelope
+        if len(pending) < len(envelope.recipients):
+            envelope = msgspec.structs.replace(envelope, recipients=[each.recipient for each in pending])
+        return Job(queued, pending, envelope)
+
+    def pending(self, queue: DestinationQueue, queued: Queued) -> list[Pending]:
+        """The recipients of a message that wait in that queue."""
+        of, key = self.destinations.of, queue.destination.key
+        return [each for each in queued.pending if of(each.recipient.address).key == key]
+
+    def content(self, queued: Queued) -> bytes | Iterable[bytes]:
+        return self.memory.content(queued)
+
+    def cool(self, queue: DestinationQueue) -> None:
+        """The queue does not send for a while: its messages need not stay in memory."""
+        for number in queue.ready:
+            self.memory.cool(number)
+
+    def session(self, hop: NextHop) -> OutboundSession | None:
+        """A new session, not open yet; ``None``: there are enough."""
+        if self.sessions >= MAX_SESSIONS:
+            return None
+        self.sessions += 1
+        session = OutboundSession(self.node, hop, self._log)
+        session.ended.add_done_callback(self._session_ended)
+        return session
+
+    def _session_ended(self, _: object) -> None:
+        self.sessions -= 1
+
+    async def hosts(self, destination: Destination) -> list[NextHop]:
+        return await self.destinations.hosts(destination)
+
+    async def deliver_here(self, envelope: Envelope, body: Body) -> Reply:
+        """Into the mailboxes of this machine."""
+        assert self.mailboxes is not None
+        return await self.mailboxes.deliver(envelope, body, b"")
+
+    def failed_here(self, error: Exception) -> None:
+        """Tell why a message could not be written."""
+        self._say(f"a message could not be delivered: {getattr(error, 'strerror', None) or error}")
+
+    # --- what becomes of them -----------------------------------------------------------------------------------------
+
+    def settle(
+        self, queue: DestinationQueue, job: Job, replies: tuple[Reply, ...], session: OutboundSession | None
+    ) -> None:
+        """The last word on each recipient of the job, which that session carried; ``None``: mailboxes here."""
+        queue.outgoing.add(self.clock())
+        due = self.settlement.replies(
+            job.queued,
+            job.pending,
+            replies,
+            remote=None if session is None else session.hop.server or session.hop.host,
+            tells=session is not None and "DSN" in session.extensions,
+        )
+        if due is not None:
+            queue.defer(job.queued.id, due)
+
+    def postpone(self, queue: DestinationQueue, job: Job, failure: SessionFailed, seconds: float) -> None:
+        """The session broke while the job was on its way: try again later, unless it is too old by then."""
+        due = self.clock() + seconds
+        remote = failure.hop.server or failure.hop.host
+        if self.settlement.failed_session(job.queued, job.pending, failure.reply, remote, due):
+            queue.defer(job.queued.id, due)
+
+    def put_back(self, queue: DestinationQueue, job: Job) -> None:
+        """The session broke before the job had its turn."""
+        self.memory.unhold(job.queued.id)
+        queue.ready.appendleft(job.queued.id)
+
+    # --- what an administrator does -----------------------------------------------------------------------------------
+
+    def hold(self, number: int, *, hold: bool) -> None:
+        """The store says now that the message is suspended, or that it is not any more."""
+        if number in self.memory and (queued := self.memory.message(number)) is not None:
+            queued.suspended = hold
+        for queue in self.queues.values():
+            if not hold and number in queue.held:
+                queue.held.discard(number)
+                queue.add(number)
+
+    def give_up(self, queue: DestinationQueue, queued: Queued, reply: Reply | None) -> None:
+        """Send the message to none of its recipients in that queue; with ``reply``, tell its sender."""
+        queue.forget(queued.id)
+        self.memory.hold(queued)
+        self.settlement.give_up(queued, self.pending(queue, queued), reply)
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        """Tell senders of messages that are late, return those that have expired, forget empty queues."""
+        while True:
+            await asyncio.sleep(SWEEP)
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Look once for what time alone brings about."""
+        self._look_at_the_clock()
+        now = self.clock()
+        await self._look_for("late", now - self.schedule.delay_notification_timeout)
+        await self._look_for("expired", now - self.schedule.message_expiration_timeout)
+        for key, queue in tuple(self.queues.items()):
+            if not queue.idle:
+                queue.emptied = now
+            elif now - queue.emptied > QUEUE_STAYS:
+                del self.queues[key]
+                await queue.close()
+
+    async def _look_for(self, what: str, before: float) -> None:
+        """Messages that arrived earlier; they lie in the store in the order in which they came."""
+        for count, stored in enumerate(self.store.messages(after=self._swept[what]), 1):
+            if stored.arrived > before:
+                return
+            self._swept[what] = stored.id
+            self._overdue(self.memory.current(stored))
+            if count % AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _overdue(self, queued: Queued) -> None:
+        """A message that waits too long in a queue that could not be tried, or not with success."""
+        waits: list[Pending] = []
+        for each in queued.pending:
+            queue = self.queues.get(self.destinations.of(each.recipient.address).key)
+            if queue is None or queued.id in queue.in_flight:
+                continue  # its verdict comes
+            each.last_error = each.last_error or queue.last_error
+            if each.last_error:  # otherwise nothing has been tried yet
+                waits.append(each)
+        if waits:
+            self.memory.hold(queued)
+            self.settlement.late(queued, waits, self.clock())
+
+    def _look_at_the_clock(self) -> None:
+        ahead = self._wall() - self.clock()
+        if abs(ahead - self._jumped) > JUMP:
+            self._say(f"the clock of the system jumped by {ahead - self._jumped:+.0f} s; the ages of messages do not")
+            self._jumped = ahead
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

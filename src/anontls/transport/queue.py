@@ -1,0 +1,168 @@
+"""The durable queue: what has been acknowledged with 250 and not yet settled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from anontls.errors import AnontlsError
+from anontls.smtp import Reply, exchange
+from anontls.smtp.syntax import Envelope, Recipient
+from anontls.transport.body import Body
+
+
+class StoreFailed(AnontlsError):
+    """The store cannot be opened or read, or could not make a change durable; then nothing of that change is in it."""
+
+
+class Pending(msgspec.Struct, kw_only=True):
+    """A recipient that is not settled yet.
+
+    ``number`` is its place in the envelope as it was accepted, the key of a recipient within its message.  Times are
+    Unix seconds.
+    """
+
+    number: int
+    recipient: Recipient
+    attempts: int = 0
+    due: float = 0.0  #: not to be tried before
+    last_error: str = ""  #: in the form of ``LastError``
+    delayed: bool = False  #: the sender was told that it is late
+
+
+class Queued(msgspec.Struct, kw_only=True):
+    """One message of the queue; the recipients of ``envelope`` are those of ``pending``, in the same order.
+
+    ``content`` is the whole message, with the fields that this server put in front; ``None`` where it is large
+    (`QueueStore.pieces`) or was not asked for.
+    """
+
+    id: int
+    arrived: float
+    envelope: Envelope
+    pending: list[Pending]
+    size: int
+    content: bytes | None = None
+    suspended: bool = False
+
+
+class New(msgspec.Struct, kw_only=True):
+    """A message to be accepted; ``head`` are header fields to put in front of ``body``."""
+
+    envelope: Envelope
+    arrived: float
+    head: bytes
+    body: Body | bytes
+
+
+class Work(msgspec.Struct, kw_only=True):
+    """One change of the store, made whole or not at all.
+
+    ``settled`` and ``deferred`` name recipients as (message, number); a message without recipients is gone.
+    """
+
+    accepted: Sequence[New] = ()
+    settled: Sequence[tuple[int, int]] = ()
+    deferred: Sequence[tuple[int, Pending]] = ()
+    removed: Sequence[int] = ()
+    suspended: Sequence[tuple[int, bool]] = ()
+
+
+class QueueStore(Protocol):
+    """Keeps messages through crashes and power cuts."""
+
+    @property
+    def count(self) -> int:
+        """Messages in the store."""
+        ...
+
+    def commit(self, work: Work) -> asyncio.Future[list[int]]:
+        """Make a change; done once it is durable, with the ids of what was accepted.
+
+        The future may raise StoreFailed: then nothing of it was done.
+        """
+        ...
+
+    def messages(self, after: int = 0) -> Iterator[Queued]:
+        """All messages with a greater id, without their content, in the order of their ids, which is that of arrival."""
+        ...
+
+    def message(self, number: int) -> Queued | None:
+        """The message with that id, with its content where that is small."""
+        ...
+
+    def pieces(self, number: int) -> Iterator[bytes]:
+        """The content of a message, piece by piece; may be asked again."""
+        ...
+
+    def refusal(self) -> Reply | None:
+        """Why no mail is taken now: back pressure.  ``None``: it is."""
+        ...
+
+    async def close(self) -> None:
+        """Make durable what is under way, and let go of the files."""
+        ...
+
+
+LOOK = 1.0  # seconds that the free space is believed
+PAUSE = 1.0  # seconds without mail after a failure to write
+
+
+class BackPressure:
+    """Whether a store takes mail: not while its disk is nearly full, it holds too much, or it cannot write.
+
+    ``free`` are the free octets of the disk, ``clock`` are seconds from any start.  Mail is refused with fewer than
+    ``minimum_free`` octets and from ``max_messages`` on, and taken again with 1.1 and 0.95 times as much, so that it
+    does not change with each message.  ``say`` is told of each change.
+    """
+
+    def __init__(
+        self,
+        free: Callable[[], int],
+        *,
+        minimum_free: int,
+        max_messages: int,
+        clock: Callable[[], float],
+        say: Callable[[str], None],
+    ) -> None:
+        self.minimum_free = minimum_free
+        self.max_messages = max_messages
+        self._free = free
+        self._clock = clock
+        self._say = say
+        self._look = self._pause = float("-inf")  # the ends of these times
+        self._no_space = self._too_many = self._failing = False
+
+    def refusal(self, count: int) -> Reply | None:
+        """What new mail is told while the store holds ``count`` messages.  ``None``: it is taken."""
+        now = self._clock()
+        if now >= self._look:
+            self._look = now + LOOK
+            try:
+                free = self._free()
+            except OSError:
+                free = 0
+            no_space = free < self.minimum_free * (1.1 if self._no_space else 1)
+            if no_space != self._no_space:
+                self._no_space = no_space
+                self._changed(no_space, f"{free:,} octets are free on its disk")
+        too_many = count >= self.max_messages * (0.95 if self._too_many else 1)
+        if too_many != self._too_many:
+            self._too_many = too_many
+            self._changed(too_many, f"it holds {count:,} messages")
+        refused = self._no_space or self._too_many or now < self._pause
+        return exchange.INSUFFICIENT_RESOURCES if refused else None
+
+    def wrote(self, failure: str | None) -> None:
+        """What became of an attempt to write; after a failure mail is refused for `PAUSE`, then it is tried."""
+        failing = failure is not None
+        self._pause = self._clock() + PAUSE if failing else float("-inf")
+        if failing != self._failing:
+            self._failing = failing
+            self._changed(failing, f"it cannot be written: {failure}" if failing else "it can be written")
+
+    def _changed(self, refused: bool, why: str) -> None:
+        self._say(f"queue: {why}; new mail is {'refused with 452' if refused else 'taken again'}")

@@ -1,0 +1,160 @@
+"""The file of the queue: whose it is, its format, and how older formats become this one."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from anontls.errors import MalformedInput
+from anontls.transport.queue import StoreFailed
+
+BUSY = 5.0  # seconds to wait for another process that has locked the database
+READER_BUSY = 0.5  # the same for who must not wait: the event loop
+
+PAGE = 4096  # octets; for messages of 4 KiB and 64 KiB smaller and larger ones are slower
+CHECKPOINT = 1000  # pages of the write-ahead log, 4 MiB
+LOG_SIZE = 16 * 1024 * 1024
+
+APPLICATION = 0x616E746C  # "antl", at octet 68 of the file: tells whose it is
+
+#: Step N brings a database from version N (``user_version``) to N + 1; 0 is an empty one.  Released steps never change.
+STEPS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE message (
+            id INTEGER PRIMARY KEY,
+            arrived REAL NOT NULL,  -- Unix seconds
+            sender TEXT NOT NULL,
+            size INTEGER NOT NULL,  -- octets of content
+            declared INTEGER,  -- SIZE, and the other parameters of MAIL; '' where one was not given
+            body TEXT NOT NULL,
+            smtputf8 INTEGER NOT NULL,
+            ret TEXT NOT NULL,
+            envid TEXT NOT NULL,
+            auth TEXT NOT NULL,
+            content BLOB NOT NULL  -- last: who reads the rest need not read it
+        )""",
+        """CREATE TABLE recipient (
+            message INTEGER NOT NULL,
+            number INTEGER NOT NULL,
+            address TEXT NOT NULL,
+            notify TEXT NOT NULL,
+            orcpt TEXT NOT NULL,
+            attempts INTEGER NOT NULL DEFAULT 0,
+            due REAL NOT NULL DEFAULT 0,  -- Unix seconds
+            last_error TEXT NOT NULL DEFAULT '',
+            delayed INTEGER NOT NULL DEFAULT 0,
+            suspended INTEGER NOT NULL DEFAULT 0,  -- the message is; in its row, a change would write its content again
+            PRIMARY KEY (message, number)
+        ) WITHOUT ROWID""",
+    ),
+)
+
+
+@contextmanager
+def located(path: Path) -> Iterator[None]:
+    """Turns what SQLite and the system raise into StoreFailed with the file's name."""
+    try:
+        yield
+    except sqlite3.Error as e:
+        raise StoreFailed(f"{path}: {e}") from e
+    except OSError as e:
+        raise StoreFailed(f"{path}: {e.strerror or e}") from e
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[sqlite3.Connection, sqlite3.Connection]]:
+    """A connection to write and one to read, of the only process that may have the file; it is made when missing.
+
+    Raises:
+        StoreFailed: it cannot be opened, or another process has it.
+        MalformedInput: it is something else, or made by a newer version.
+    """
+    with _owned(path):
+        _make(path)
+        with closing(_connect(path, BUSY)) as writer:
+            with located(path):
+                _prepare(writer, path)
+            # closed first: the last connection copies the write-ahead log into the database, and removes it
+            with closing(_connect(path, READER_BUSY)) as reader:
+                reader.execute("PRAGMA query_only = ON")
+                yield writer, reader
+
+
+@contextmanager
+def _owned(path: Path) -> Iterator[None]:
+    """Holds a lock on a file beside; it stays there, because who removed it would remove another's lock."""
+    lock = path.with_name(f"{path.name}.lock")
+    with located(lock):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="ascii", errors="replace")
+    with file:
+        try:
+            import fcntl  # not on Windows, which has nothing like it
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except BlockingIOError:
+            raise StoreFailed(
+                f"{path}: process {file.read(20).strip() or 'unknown'} has it", hint="one at a time may use a queue"
+            ) from None
+        with located(lock):
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+        yield
+
+
+def _make(path: Path) -> None:
+    # Before SQLite opens it: to close a file lets go of the locks that SQLite has on it in this process.
+    with located(path):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its other files the same mode
+        if os.name == "posix":
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # SQLite does this for its journals only
+            finally:
+                os.close(folder)
+
+
+def _connect(path: Path, busy: float) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=busy, isolation_level=None, check_same_thread=False, cached_statements=512)
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    """Checks what it is before anything is changed, and brings it to the present format."""
+    try:
+        [(application,)] = db.execute("PRAGMA application_id").fetchall()
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as e:
+        raise MalformedInput(str(path), f"not a SQLite database: {e}") from None
+    [(version,)] = db.execute("PRAGMA user_version").fetchall()
+    [(tables,)] = db.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    if application != APPLICATION and (application or version or tables):
+        raise MalformedInput(str(path), "a SQLite database, but not of a queue")
+    if version > len(STEPS):
+        raise MalformedInput(str(path), f"a queue of format {version}; this version knows formats up to {len(STEPS)}")
+    db.execute(f"PRAGMA page_size = {PAGE}")
+    db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    if db.execute("PRAGMA journal_mode = WAL").fetchall() != [("wal",)]:
+        raise StoreFailed(f"{path}: its file system cannot share memory, which a write-ahead log needs")
+    db.execute("PRAGMA synchronous = FULL")
+    # Debian's SQLite overwrites what is deleted with zeros; so do we, as long as that costs no page more to write.
+    db.execute("PRAGMA secure_delete = FAST").fetchall()
+    db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}").fetchall()
+    db.execute(f"PRAGMA journal_size_limit = {LOG_SIZE}").fetchall()
+    for done, step in enumerate(STEPS[version:], start=version + 1):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in step:
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION}")
+            db.execute(f"PRAGMA user_version = {done}")
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")

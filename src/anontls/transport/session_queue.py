@@ -1,0 +1,218 @@
+"""The queue of a destination elsewhere: sessions are opened as they are needed, filled, reused, and given up."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import msgspec
+
+from anontls.smtp import Reply
+from anontls.transport.destination_queue import DestinationQueue, Job, Owner
+from anontls.transport.destinations import Destination, HostsFailed
+from anontls.transport.send import NextHop, OutboundSession, SessionFailed, Verdict
+
+HOSTS_KNOWN = 60.0  # seconds that the hosts of a destination are not looked up again
+RETURNED_AT_ONCE = 100  # messages to a destination that does not exist
+CROWDED = 10.0  # seconds without another session after one was refused while others go on
+NO_HOSTS = Reply(451, ("4.4.0 No host of the destination could be reached",))
+
+
+class Way(msgspec.Struct, eq=False):
+    """A session, and what became of it."""
+
+    session: OutboundSession
+    delivered: int = 0
+    used: float = 0.0  # when it last had something to do; seconds of the loop
+    lost: list[Job] = []
+    failure: SessionFailed | None = None
+    timer: asyncio.TimerHandle | None = None
+
+
+class SessionQueue(DestinationQueue):
+    """What waits for servers that are reached by SMTP."""
+
+    def __init__(self, owner: Owner, number: int, destination: Destination) -> None:
+        super().__init__(owner, number, destination)
+        self.ways: list[Way] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._hosts: list[NextHop] = []
+        self._hosts_until = 0.0
+        self._crowded_until = 0.0
+
+    @property
+    def idle(self) -> bool:
+        return super().idle and not self.ways
+
+    @property
+    def _connecting(self) -> bool:
+        return bool(self._opening) and not self.ways
+
+    def retry(self) -> None:
+        self._hosts_until = self._crowded_until = 0.0
+        super().retry()
+
+    async def close(self) -> None:
+        """Say goodbye to the peers."""
+        await super().close()
+        for task in tuple(self._opening):
+            task.cancel()
+        ways, self.ways = self.ways, []
+        for way in ways:
+            if way.timer is not None:
+                way.timer.cancel()
+        await asyncio.gather(*(way.session.close() for way in ways), return_exceptions=True)
+
+    def _send(self) -> None:
+        """Give each session what it has room for; open one more when that is not enough."""
+        for way in self.ways:
+            if not self.ready:
+                return
+            self._fill(way)
+        if self.ready:
+            self._open_more()
+
+    def _fill(self, way: Way) -> None:
+        session = way.session
+        room = session.room
+        if room <= 0:
+            return
+        while room > 0 and (job := self._take()) is not None:
+            session.submit(job.envelope, self.owner.content(job.queued), partial(self._said, way, job))
+            room -= 1
+        session.flush()
+
+    def _said(self, way: Way, job: Job, word: Verdict) -> None:
+        if isinstance(word, SessionFailed):
+            way.failure = way.failure or word
+            way.lost.append(job)
+            if len(way.lost) == 1:
+                self._loop.call_soon(self._broken, way)
+            return
+        way.delivered += 1
+        way.used = self._loop.time()
+        self.in_flight.pop(job.queued.id, None)
+        if self.retry_count:
+            self._recovered()
+        self.owner.settle(self, job, word, way.session)
+        self.wake()
+
+    def _broken(self, way: Way) -> None:
+        """What was on its way has no verdict.  The first may be what broke the session; the others had not their turn."""
+        failure, lost = way.failure, way.lost
+        assert failure is not None
+        way.lost = []
+        for job in lost:
+            self.in_flight.pop(job.queued.id, None)
+        self.last_error = self._error(failure.reply, way.session.hop)
+        for job in reversed(lost[1:]):
+            self.owner.put_back(self, job)
+        if lost:
+            self.owner.postpone(self, lost[0], failure, self.owner.schedule.next_retry(0))
+        self._forget(way)
+        if not way.delivered:
+            self._failed(failure.reply, way.session.hop)
+        self.wake()
+
+    def _forget(self, way: Way) -> None:
+        if way in self.ways:
+            self.ways.remove(way)
+        if way.timer is not None:
+            way.timer.cancel()
+        way.session.abort()
+
+    def _ended(self, way: Way, _: object) -> None:
+        """The connection is gone."""
+        if not way.lost:
+            self._forget(way)
+            self.wake()
+
+    def _idle(self, way: Way) -> None:
+        """Close a session that has had nothing to do for a while."""
+        left = way.used + self.owner.idle_timeout - self._loop.time()
+        if way.session.on_the_way or left > 0:
+            way.timer = self._loop.call_later(max(left, 1.0), self._idle, way)
+            return
+        self.ways.remove(way)
+        self._task(way.session.close())
+
+    # --- sessions -----------------------------------------------------------------------------------------------------
+
+    def _open_more(self) -> None:
+        """One more session at first, then twice as many as there are, up to the limit."""
+        now = self._loop.time()
+        while (
+            len(self._opening) < max(1, len(self.ways))
+            and len(self.ways) + len(self._opening) < self.owner.sessions_per_destination
+            and len(self.ready) > len(self._opening)
+            and now >= self._crowded_until
+        ):
+            task = self._loop.create_task(self._open())
+            self._opening.add(task)
+            task.add_done_callback(self._opened)
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._opening.discard(task)
+        if not task.cancelled():
+            task.result()
+            self.wake()
+
+    async def _open(self) -> None:
+        failed: tuple[Reply, NextHop | None] = (NO_HOSTS, None)
+        try:
+            for hop in await self._known_hosts():
+                session = self.owner.session(hop)
+                if session is None:
+                    self._crowd()
+                    return
+                try:
+                    await session.open()
+                except SessionFailed as e:
+                    failed = e.reply, hop
+                    await session.close()
+                    continue
+                way = Way(session, used=self._loop.time())
+                self.ways.append(way)
+                session.ended.add_done_callback(partial(self._ended, way))
+                way.timer = self._loop.call_later(self.owner.idle_timeout, self._idle, way)
+                return
+        except HostsFailed as e:
+            if e.reply.permanent:
+                self._return(e.reply)
+                return
+            failed = e.reply, None
+        self._failed(*failed)
+
+    def _return(self, reply: Reply) -> None:
+        """There is no such destination: what waits goes back to its senders, some at a time."""
+        for _ in range(RETURNED_AT_ONCE):
+            if not self.ready:
+                return
+            job = self._take()
+            if job is not None:
+                del self.in_flight[job.queued.id]
+                self.owner.settle(self, job, (reply,) * len(job.pending), None)
+
+    async def _known_hosts(self) -> list[NextHop]:
+        """The hosts, each time beginning with another one."""
+        now = self._loop.time()
+        if now >= self._hosts_until:
+            self._hosts = await self.owner.hosts(self.destination)
+            self._hosts_until = now + HOSTS_KNOWN
+            return list(self._hosts)
+        if self.destination.balanced:
+            self._hosts = [*self._hosts[1:], *self._hosts[:1]]
+        return list(self._hosts)
+
+    def _failed(self, reply: Reply, hop: NextHop | None) -> None:
+        """No session could be had; while others go on, they are enough for now."""
+        self._hosts_until = 0.0
+        if self.ways:
+            self.last_error = self._error(reply, hop)
+            self._crowd()
+        else:
+            super()._failed(reply, hop)
+
+    def _crowd(self) -> None:
+        self._crowded_until = self._loop.time() + CROWDED
+        self._loop.call_later(CROWDED, self.wake)
