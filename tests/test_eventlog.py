@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from anontls import eventlog
-from anontls.eventlog import Events, JsonLines, MemoryEventLog, Stream, Syslog, Written
+from anontls.eventlog import Events, JsonLines, JsonStream, MemoryEventLog, Stream, Syslog, Written
 from anontls.events import FRONT_END_TRANSPORT, TRANSPORT, Event
 
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -136,6 +136,41 @@ def test_standard_error_gets_one_line() -> None:
     assert "\x1b" not in first
     stream.close()
     log.raised(12013)  # a terminal that is gone stops nothing
+
+
+def test_what_an_operator_is_told_is_one_line() -> None:
+    stream = io.StringIO()
+    Stream(stream).say("a message could not be stored: \x1b[2J\nerror: event 12013")
+    assert stream.getvalue() == "a message could not be stored:  [2J error: event 12013\n"
+
+
+def test_standard_error_as_json() -> None:
+    stream = io.StringIO()
+    log = Log()
+    console = JsonStream(stream, lambda: log.now)
+    log.events.sinks = (console,)
+    log.raised(12019, subject="CN=a\r\nerror: \x1b[2J \u009b2J \u202e")
+    console.say("MBX1 starts\nnot another line")
+    event, said = stream.getvalue().splitlines()
+    assert (event + said).isascii()
+    assert (event + said).isprintable()
+    document = msgspec.json.decode(event)
+    assert (document["id"], document["level"], document["time"]) == (12019, "information", "2026-06-01T12:00:00Z")
+    assert document["values"]["subject"] == "CN=a\r\nerror: \x1b[2J \u009b2J \u202e"
+    assert msgspec.json.decode(event, type=Written).id == 12019, "the document of a file of events"
+    assert msgspec.json.decode(said) == {"time": "2026-06-01T12:00:00Z", "text": "MBX1 starts\nnot another line"}
+    stream.close()
+    console.say("a terminal that is gone stops nothing")
+
+
+def test_every_event_is_counted_also_those_that_are_not_written() -> None:
+    raised: list[int] = []
+    log = Log()
+    events = Events("MBX1", (log.written.append,), lambda: log.now, raised.append)
+    for _ in range(3):
+        events.write(Event(12013, TRANSPORT, {"thumbprint": "AA"}))
+    assert raised == [12013] * 3
+    assert len(log.written) == 1
 
 
 def test_syslog(tmp_path: Path) -> None:

@@ -78,8 +78,8 @@ def _session(folder: Path, language: Language) -> Exit:
     """The same selection in two running servers: client -> EDGE1 -> X-ANONYMOUSTLS -> MBX1 -> Maildir."""
     # Imported here: the first half needs no transport.
     from anontls.facts import Scenario
-    from anontls.transport.lab import EDGE, INBOUND, MAILBOX, write_lab
     from anontls.transport.destinations import configured_hop
+    from anontls.transport.lab import EDGE, INBOUND, MAILBOX, write_lab
     from anontls.transport.service import Service, system_now
 
     ports = dict(zip((MAILBOX, EDGE), _free_ports(2), strict=True))

@@ -125,6 +125,10 @@ class Dispatcher:
             if count % AT_ONCE == 0:
                 await asyncio.sleep(0)
 
+    def oldest(self) -> float | None:
+        """When the message came that waits longest; Unix seconds."""
+        return next((queued.arrived for queued in self.store.messages()), None)
+
     def clock(self) -> float:
         """Unix seconds as they have passed since the start, whatever becomes of the system's clock."""
         return self._began + self._loop.time()
@@ -259,11 +263,11 @@ class Dispatcher:
                 queue.held.discard(number)
                 queue.add(number)
 
-    def give_up(self, queue: DestinationQueue, queued: Queued, reply: Reply | None) -> None:
-        """Send the message to none of its recipients in that queue; with ``reply``, tell its sender."""
+    async def give_up(self, queue: DestinationQueue, queued: Queued, reply: Reply | None) -> None:
+        """Send the message to none of its recipients in that queue; with ``reply``, tell its sender.  Then it is durable."""
         queue.forget(queued.id)
         self.memory.hold(queued)
-        self.settlement.give_up(queued, self.pending(queue, queued), reply)
+        await self.settlement.give_up(queued, self.pending(queue, queued), reply)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 

@@ -31,10 +31,10 @@ class Memory:
     def __contains__(self, number: int) -> bool:
         return number in self._live
 
-    def message(self, number: int) -> Queued | None:
-        """The message as it is now; ``None``: it is gone."""
+    def message(self, number: int, *, content: bool = True) -> Queued | None:
+        """The message as it is now; ``None``: it is gone.  Without ``content`` it may have it all the same."""
         live = self._live.get(number)
-        return self.store.message(number) if live is None else live.queued
+        return self.store.message(number, content=content) if live is None else live.queued
 
     def current(self, stored: Queued) -> Queued:
         """The same message as it is now."""

@@ -57,12 +57,13 @@ class Node:
         events: EventLog,
         now: Callable[[], datetime],
         rules: Rules = DEFAULT,
+        metrics: Metrics | None = None,
     ) -> None:
         self.store = store
         self.events = events
         self.now = now
         self.rules = rules
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
         self._ephemeral: OwnCertificate | None = None
         self.take(organization, server)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 
 import msgspec
@@ -10,7 +9,7 @@ import msgspec
 from anontls.errors import UsageError
 from anontls.facts import same_name
 from anontls.smtp import Reply
-from anontls.transport.control import heading
+from anontls.transport.control import heading, nearest
 from anontls.transport.destination_queue import DestinationQueue
 from anontls.transport.dispatch import Dispatcher
 from anontls.transport.queue import Queued, Work
@@ -33,7 +32,7 @@ class QueueOperations:
         chosen = tuple(self.dispatcher.queues.values()) if queue is None else (self._queue(queue),)
         for each in chosen:
             for number in each.numbers():
-                message = self.dispatcher.memory.message(number)
+                message = self.dispatcher.memory.message(number, content=False)
                 if message is not None and (shown := self._shown(each, message)) is not None:
                     yield shown
 
@@ -64,7 +63,7 @@ class QueueOperations:
         queue, queued = self._message(message)
         if queued.id in queue.in_flight:
             raise UsageError(f"{message} is being sent", hint="suspend its queue, and remove it then")
-        self.dispatcher.give_up(queue, queued, REMOVED if with_ndr else None)
+        await self.dispatcher.give_up(queue, queued, REMOVED if with_ndr else None)
 
     async def _hold(self, identity: str, *, hold: bool) -> None:
         """A message is held as a whole, in each queue that it is in."""
@@ -85,14 +84,13 @@ class QueueOperations:
                 if str(queue.number) == number:
                     return queue
         known = [f"{self.server}\\{queue.number}" for queue in queues]
-        near = difflib.get_close_matches(identity, known, 5, 0) or known[:5]
-        raise UsageError(f"no queue {identity}", hint=f"known: {', '.join(near)}" if near else "there is no queue now")
+        raise UsageError(f"no queue {identity}", hint=nearest(identity, known))
 
     def _message(self, identity: str) -> tuple[DestinationQueue, Queued]:
         name, _, number = identity.rpartition("\\")
         if not self._names_a_queue(identity) and number.isascii() and number.isdecimal() and len(number) < 20:
             queue = self._queue(name)
-            message = self.dispatcher.memory.message(int(number))
+            message = self.dispatcher.memory.message(int(number), content=False)
             if message is not None and self.dispatcher.pending(queue, message):
                 return queue, message
         raise UsageError(f"no message {identity}", hint="`anontls queue list --messages` shows them as SERVER\\3\\4711")

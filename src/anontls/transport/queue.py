@@ -8,13 +8,13 @@ from typing import Protocol
 
 import msgspec
 
-from anontls.errors import AnontlsError
+from anontls.errors import Unreachable
 from anontls.smtp import Reply, exchange
 from anontls.smtp.syntax import Envelope, Recipient
 from anontls.transport.body import Body
 
 
-class StoreFailed(AnontlsError):
+class StoreFailed(Unreachable):
     """The store cannot be opened or read, or could not make a change durable; then nothing of that change is in it."""
 
 
@@ -90,8 +90,8 @@ class QueueStore(Protocol):
         """All messages with a greater id, without their content, in the order of their ids, which is that of arrival."""
         ...
 
-    def message(self, number: int) -> Queued | None:
-        """The message with that id, with its content where that is small."""
+    def message(self, number: int, *, content: bool = True) -> Queued | None:
+        """The message with that id; with ``content``, and with its content where that is small."""
         ...
 
     def pieces(self, number: int) -> Iterator[bytes]:

@@ -50,11 +50,13 @@ class QueueDelivery:
         if delivery.maildir is not None:
             mailboxes = MaildirDelivery(base / delivery.maildir, node.fqdn, create=delivery.create_mailboxes)
         destinations = Destinations(node, delivery, queue)
+        control = socket_path(config, base)
         store = SqliteQueue(
             base / queue.database, minimum_free=queue.minimum_free, max_messages=queue.max_messages, say=say
         )
         self.dispatcher = Dispatcher(node, store, destinations, queue, log, mailboxes=mailboxes, wall=wall, say=say)
-        self._control = ControlServer(socket_path(config, base), QueueOperations(self.dispatcher))
+        self.operations = QueueOperations(self.dispatcher)
+        self._control = ControlServer(control, self.operations)
 
     async def start(self) -> None:
         """Send what is there, and listen to `anontls queue`."""
@@ -94,7 +96,5 @@ class QueueDelivery:
             (number,) = await dispatcher.store.commit(Work(accepted=(new,)))
         except StoreFailed:
             return INSUFFICIENT
-        message = queued_from(number, new)
-        dispatcher.node.metrics.accepted(message.size)
-        dispatcher.accepted(message)
+        dispatcher.accepted(queued_from(number, new))
         return exchange.queued(f"<{number}@{dispatcher.node.fqdn}>")

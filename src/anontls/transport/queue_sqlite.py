@@ -122,8 +122,8 @@ class SqliteQueue:
     def messages(self, after: int = 0) -> Iterator[Queued]:
         return self._reader.messages(after)
 
-    def message(self, number: int) -> Queued | None:
-        return self._reader.message(number)
+    def message(self, number: int, *, content: bool = True) -> Queued | None:
+        return self._reader.message(number, content=content)
 
     def pieces(self, number: int) -> Iterator[bytes]:
         return self._reader.pieces(number)

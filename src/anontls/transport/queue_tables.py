@@ -202,8 +202,9 @@ class Reader:
             yield from found
             after = found[-1].id
 
-    def message(self, id_: int) -> Queued | None:
-        found = self._read(_MESSAGES.format("CASE WHEN size <= ? THEN content END", "id = ?"), (LARGE, id_))
+    def message(self, id_: int, *, content: bool) -> Queued | None:
+        most = LARGE if content else -1
+        found = self._read(_MESSAGES.format("CASE WHEN size <= ? THEN content END", "id = ?"), (most, id_))
         return found[0] if found else None
 
     def pieces(self, id_: int) -> Iterator[bytes]:

@@ -35,6 +35,7 @@ from anontls.smtp.events import (
 from anontls.smtp.syntax import Envelope, Recipient
 from anontls.tls import TlsFailed, TlsPump, cipher, peer_certificate, protocol, schannel_line
 from anontls.transport.body import Body
+from anontls.transport.metrics import Outcome
 from anontls.transport.node import Node, Presented, new_session_id
 
 # How a privileged session looks in the protocol log [FACT O 4.3]; we grant no more than the relay it stands for.
@@ -159,6 +160,7 @@ class Connection(asyncio.Protocol):
         "_delivering",
         "_handshake_timer",
         "_loop",
+        "_outcome",
         "_presented",
         "_pump",
         "_session",
@@ -191,6 +193,7 @@ class Connection(asyncio.Protocol):
         self._trust: Trust | None = None
         self._body: Body | None = None
         self._blocked = False
+        self._outcome: Outcome = "no-mail"
         self._closing = ""  # who ends the connection, once that is known
         self._delivering: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -213,6 +216,7 @@ class Connection(asyncio.Protocol):
             self._session_log.add(Mark.CONNECT)
         refusal = receiver.refusal(address)
         if refusal is not None:  # without a session: nothing is decided for a flood
+            self._outcome = "refused"
             self._trace(">", refusal.encode()[:-2])
             self._transport.write(refusal.encode())
             self._close("QUIT")
@@ -250,6 +254,7 @@ class Connection(asyncio.Protocol):
             self._tls_failed(e)
             return
         except RemoteProtocolError as e:
+            self._ends("protocol-error")
             self._close(str(e))
             return
         self._handle(events)
@@ -270,7 +275,9 @@ class Connection(asyncio.Protocol):
                 timer.cancel()
         if self._body is not None and self._delivering is None:
             self._body.close()
+            self._ends("lost")
         receiver = self.receiver
+        receiver.node.metrics.session_ended("receive", self._session.tls if self._session else None, self._outcome)
         if self in receiver.sessions:
             receiver.sessions.discard(self)
             receiver.by_peer[self.address] -= 1
@@ -373,7 +380,7 @@ class Connection(asyncio.Protocol):
         pump = self._pump = TlsPump(presented.context)
         pump.start()
         self._handshake_timer = self._loop.call_later(
-            self.receiver.limits.handshake_timeout, self._close, "TLS handshake timed out"
+            self.receiver.limits.handshake_timeout, self._tls_failed, TlsFailed("the handshake timed out")
         )
         if self._session_log is not None and presented.certificate is not None:
             self._session_log.certificate("Sending", presented.certificate)
@@ -390,6 +397,7 @@ class Connection(asyncio.Protocol):
         session.tls_established(anonymous=self._verb == exchange.X_ANONYMOUSTLS)  # nothing happens by itself
 
     def _tls_failed(self, error: TlsFailed) -> None:
+        self._ends("tls-failed")
         self._close(f"TLS negotiation failed with error {error.reason}")
 
     def _greeted(self, name: str) -> None:
@@ -398,6 +406,8 @@ class Connection(asyncio.Protocol):
         if session is None or pump is None or session.tls != exchange.X_ANONYMOUSTLS:
             return
         self._trust = self.receiver.node.trust(peer_certificate(pump), name)
+        if not self._trust.trusted:
+            self._ends("not-trusted")
         session.exchange_server = self._trust.trusted and self.receiver.connector.lets_in("ExchangeServers") is True
         if self._session_log is not None:
             self._session_log.information(
@@ -423,6 +433,9 @@ class Connection(asyncio.Protocol):
             if self._session_log is not None:
                 self._session_log.information("", why)
         self._delivering = None
+        if reply.positive:
+            self._outcome = "delivered"
+            self.receiver.node.metrics.accepted(body.size)
         session = self._session
         if session is None:
             return
@@ -458,9 +471,15 @@ class Connection(asyncio.Protocol):
             return
         left = min(limits.command_timeout - (now - self._active), limits.session_timeout - (now - self.began))
         if left <= 0 and self._delivering is None:
+            self._ends("timed-out")
             self._handle(session.timed_out())
             return
         self._timer = self._loop.call_later(left if left > 0 else 1.0, self._check_time)
+
+    def _ends(self, outcome: Outcome) -> None:
+        """The last that went wrong is what is counted, unless mail was taken."""
+        if self._outcome != "delivered":
+            self._outcome = outcome
 
     def drain(self) -> None:
         """Say goodbye, unless a message is being delivered: then afterwards."""

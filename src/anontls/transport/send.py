@@ -30,6 +30,7 @@ from anontls.smtp.events import (
 )
 from anontls.smtp.syntax import Envelope
 from anontls.tls import TlsFailed, TlsPump, client_context, peer_certificate, schannel_line
+from anontls.transport.metrics import Outcome
 from anontls.transport.node import Node, Presented, new_session_id
 
 # What a sender reports in the place of a reply [FACT O 3.4]
@@ -60,11 +61,12 @@ class NextHop(msgspec.Struct, frozen=True, kw_only=True):
 class SessionFailed(AnontlsError):
     """The session ended before the mail could be sent; ``reply`` is what stands for it, a temporary failure."""
 
-    def __init__(self, hop: NextHop, reply: Reply, why: str) -> None:
+    def __init__(self, hop: NextHop, reply: Reply, why: str, outcome: Outcome) -> None:
         super().__init__(f"{hop.host}:{hop.port}: {reply}: {why}")
         self.hop = hop
         self.reply = reply
         self.why = why
+        self.outcome = outcome
 
 
 Trace = Callable[[Mark, str, str], None]
@@ -103,6 +105,7 @@ class OutboundSession(asyncio.Protocol):
         self._watching: asyncio.TimerHandle | None = None
         self._closing = ""  # who ends the connection, once that is known
         self._broken: SessionFailed | None = None
+        self._delivered = False
         settings = ClientSettings(hello=node.fqdn, lmtp=hop.lmtp, require_tls=hop.server is not None)
         self._session = ClientSession(settings, trace=self._line)
 
@@ -134,11 +137,14 @@ class OutboundSession(asyncio.Protocol):
             self._watch()
             await self._ready
         except TimeoutError:  # of the connection: an OSError too
-            raise self._told(self._failed(UNREACHABLE, f"no answer in {hop.timeout:g} s")) from None
+            raise self._told(self._failed(UNREACHABLE, f"no answer in {hop.timeout:g} s", "timed-out")) from None
         except OSError as e:
-            raise self._told(self._failed(UNREACHABLE, e.strerror or str(e))) from None
+            raise self._told(self._failed(UNREACHABLE, e.strerror or str(e), "unreachable")) from None
         except SessionFailed as e:
             raise self._told(e) from None
+        finally:
+            if self._transport is None and not self.ended.done():  # there was no connection, so none will end
+                self._end()
 
     async def deliver(self, envelope: Envelope, content: bytes | Iterable[bytes]) -> tuple[Reply, ...]:
         """Send one message; the last word on each recipient, in their order.
@@ -171,7 +177,7 @@ class OutboundSession(asyncio.Protocol):
             self._submitted += self._session.send(envelope, content)
         except LocalProtocolError as e:
             del self._sent[id(envelope)]
-            said(self._failed(UNREACHABLE, str(e)))
+            said(self._failed(UNREACHABLE, str(e), "lost"))
 
     def flush(self) -> None:
         """Send what was submitted, in one write."""
@@ -196,7 +202,7 @@ class OutboundSession(asyncio.Protocol):
         waiting = bool(self._sent) or not self._ready.done()
         if waiting and left <= 0:
             what = "no verdict" if self._ready.done() else "no answer"
-            self._break(self._failed(UNREACHABLE, f"{what} in {self.hop.timeout:g} s"))
+            self._break(self._failed(UNREACHABLE, f"{what} in {self.hop.timeout:g} s", "timed-out"))
             self.abort()
             return
         self._watching = self._loop.call_later(left if waiting and left > 0 else self.hop.timeout, self._watch)
@@ -230,7 +236,9 @@ class OutboundSession(asyncio.Protocol):
         self._presented = self.node.shown(decision)
         if self._presented is None:
             raise self._failed(
-                CANNOT_AUTHENTICATE, f"the decision is not to use X-ANONYMOUSTLS: it ended at step {decision.last.step}"
+                CANNOT_AUTHENTICATE,
+                f"the decision is not to use X-ANONYMOUSTLS: it ended at step {decision.last.step}",
+                "stopped",
             )
 
     def _check_peer(self, peer: Certificate | None) -> None:
@@ -247,7 +255,9 @@ class OutboundSession(asyncio.Protocol):
         )
         if not trust.trusted:
             raise self._failed(
-                CANNOT_AUTHENTICATE, f"the certificate of {self.hop.server} does not prove it: {trust.result.value}"
+                CANNOT_AUTHENTICATE,
+                f"the certificate of {self.hop.server} does not prove it: {trust.result.value}",
+                "not-trusted",
             )
 
     # --- what asyncio calls -------------------------------------------------------------------------------------------
@@ -286,19 +296,26 @@ class OutboundSession(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._step(lambda: self._handle(self._session.eof()))
+        lost = bool(self._sent) or not self._ready.done()
         in_handshake = self._pump is not None and not self._pump.handshake_done and self.hop.server is not None
         self._break(
-            self._failed(CANNOT_AUTHENTICATE, "the connection was closed in the TLS handshake")
+            self._failed(CANNOT_AUTHENTICATE, "the connection was closed in the TLS handshake", "tls-failed")
             if in_handshake
-            else self._failed(UNREACHABLE, "the connection was closed")
+            else self._failed(UNREACHABLE, "the connection was closed", "lost")
         )
         self._tell(Mark.DISCONNECT, "", self._closing or ("Remote" if exc is None else "Remote(SocketError)"))
         self._pump = None
         for timer in (self._cut, self._watching):
             if timer is not None:
                 timer.cancel()
+        self._end("lost" if lost else "no-mail")
+
+    def _end(self, otherwise: Outcome = "unreachable") -> None:
+        """Count the session, once; ``otherwise`` is how it ended when nothing is known to have gone wrong."""
         if not self.ended.done():
             self.ended.set_result(None)
+            outcome = "delivered" if self._delivered else self._broken.outcome if self._broken else otherwise
+            self.node.metrics.session_ended("send", self._session.tls, outcome)
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -318,15 +335,15 @@ class OutboundSession(asyncio.Protocol):
             self._tell(Mark.INFORMATION, "", f"TLS negotiation failed with error {e.reason}")
             if self._pump is not None and self._transport is not None:
                 self._transport.write(self._pump.output())
-            self._break(self._failed(CANNOT_AUTHENTICATE if self.hop.server else UNREACHABLE, str(e)))
+            self._break(self._failed(CANNOT_AUTHENTICATE if self.hop.server else UNREACHABLE, str(e), "tls-failed"))
         except RemoteProtocolError as e:
             self._verdicts(e.events)
             in_clear = self.hop.server is not None and self._session.tls is None
-            self._break(self._failed(CANNOT_AUTHENTICATE if in_clear else UNREACHABLE, str(e)))
+            self._break(self._failed(CANNOT_AUTHENTICATE if in_clear else UNREACHABLE, str(e), "protocol-error"))
         except SessionFailed as e:
             self._break(e)
         except (OSError, AnontlsError) as e:  # the message could not be read from its file or the queue
-            self._break(self._failed(UNREACHABLE, str(e)))
+            self._break(self._failed(UNREACHABLE, str(e), "lost"))
 
     def _handle(self, events: list[ClientEvent]) -> None:
         if events:
@@ -340,15 +357,17 @@ class OutboundSession(asyncio.Protocol):
                     self._start_tls()
                 case TlsRefused():
                     if self.hop.server is not None:
-                        raise self._failed(CANNOT_AUTHENTICATE, f"{event.verb} was refused: {event.reply}")
+                        raise self._failed(
+                            CANNOT_AUTHENTICATE, f"{event.verb} was refused: {event.reply}", "tls-failed"
+                        )
                     self._settle_ready()  # opportunistic: in clear, as for any mail server
                 case Delivered() | Rejected():
                     self._verdicts((event,))
                 case Refused():
-                    raise self._failed(_temporary(event.reply), f"{event.command} was refused")
+                    raise self._failed(_temporary(event.reply), f"{event.command} was refused", "refused")
                 case ClientClosed():
                     if event.reply is not None:
-                        self._break(self._failed(_temporary(event.reply), "the peer closed the session"))
+                        self._break(self._failed(_temporary(event.reply), "the peer closed the session", "refused"))
                 case _:
                     pass
         self._flush()
@@ -359,7 +378,7 @@ class OutboundSession(asyncio.Protocol):
             self._settle_ready()
         elif self.hop.server is not None:
             if exchange.X_ANONYMOUSTLS not in self.extensions:
-                raise self._failed(CANNOT_AUTHENTICATE, "the peer does not offer X-ANONYMOUSTLS")
+                raise self._failed(CANNOT_AUTHENTICATE, "the peer does not offer X-ANONYMOUSTLS", "tls-failed")
             session.start_tls("X-ANONYMOUSTLS")
         elif exchange.STARTTLS in self.extensions:
             session.start_tls("STARTTLS")
@@ -414,8 +433,9 @@ class OutboundSession(asyncio.Protocol):
                 ):
                     # The peer does not take us for an Exchange server: that is mended by an administrator, not a verdict
                     # on the message, which waits.
-                    said(self._failed(CANNOT_AUTHENTICATE, f"{event.command} was refused: {event.reply}"))
+                    said(self._failed(CANNOT_AUTHENTICATE, f"{event.command} was refused: {event.reply}", "refused"))
                 else:
+                    self._delivered = self._delivered or isinstance(event, Delivered)
                     said(event.replies)
 
     def _close_transport(self) -> None:
@@ -445,8 +465,8 @@ class OutboundSession(asyncio.Protocol):
             said(failure)
         self._close_transport()
 
-    def _failed(self, reply: Reply, why: str) -> SessionFailed:
-        return SessionFailed(self.hop, reply, why)
+    def _failed(self, reply: Reply, why: str, outcome: Outcome) -> SessionFailed:
+        return SessionFailed(self.hop, reply, why, outcome)
 
     def _told(self, failure: SessionFailed) -> SessionFailed:
         """The same, once it stands in the log."""

@@ -10,14 +10,17 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any, TextIO
+
+import msgspec
 
 from anontls.certstore.files import Passphrase
 from anontls.certstore.folder import FolderStore
 from anontls.config import Config, host_and_port
 from anontls.directory import open_organization
 from anontls.errors import AnontlsError, UsageError
-from anontls.eventlog import Events, JsonLines, Sink, Stream, Syslog
+from anontls.eventlog import Events, JsonLines, JsonStream, Sink, Stream, Syslog
 from anontls.facts import (
     Organization,
     Phase,
@@ -31,6 +34,8 @@ from anontls.protocol_log import Direction, ProtocolLog
 from anontls.selection import Decision
 from anontls.transport.deliver import MaildirDelivery, NextHopDelivery
 from anontls.transport.destinations import configured_hop
+from anontls.transport.metrics import Metrics, Observed
+from anontls.transport.metrics_server import MetricsServer
 from anontls.transport.node import Node
 from anontls.transport.queue_delivery import QueueDelivery
 from anontls.transport.receive import Delivery, Receiver
@@ -59,19 +64,24 @@ class Service:
         self.console = console or sys.stderr
         organization, server = self._organization()
         store = self._store()
-        sinks: list[Sink] = [Stream(self.console)]
+        self._out = JsonStream(self.console, now) if config.log.console == "json" else Stream(self.console)
+        sinks: list[Sink] = [self._out]
         if config.log.events:
             sinks.append(JsonLines(_writable(base / config.log.events)))
         if config.log.syslog:
             sinks.append(Syslog(config.log.syslog))
-        events = Events(server.name, tuple(sinks), now)
+        metrics = Metrics()
+        events = Events(server.name, tuple(sinks), now, raised=metrics.event)
         self.certificates = store
-        self.node = Node(organization, server, store, events, now, config.selection_rules)
+        self.node = Node(organization, server, store, events, now, config.selection_rules, metrics)
         self.receive_log = self._log(Direction.RECEIVE)
         self.send_log = self._log(Direction.SEND)
         self.delivery: Delivery | None = None  # from the start on
         self.receivers: list[Receiver] = []
         self.servers: list[asyncio.Server] = []
+        self._metrics: MetricsServer | None = None
+        self._loaded = now()
+        self._startup: Decision | None = None
         self._stopping = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -139,7 +149,7 @@ class Service:
 
     def _say(self, text: str) -> None:
         with suppress(OSError, ValueError):
-            print(text, file=self.console, flush=True)
+            self._out.say(text)
 
     def _complain(self, text: str) -> None:
         """The same once a minute: what is wrong with one message is wrong with the next thousand."""
@@ -187,7 +197,43 @@ class Service:
                 bound = listening.getsockname()
                 shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
                 self._say(f"{connector.identity} listens on {shown}:{bound[1]}")
+        if self.config.metrics.listen is not None:
+            try:
+                self._metrics = MetricsServer(
+                    self.node.metrics, self._observed, *host_and_port(self.config.metrics.listen)
+                )
+            except OSError as e:
+                await self.stop(0)
+                raise UsageError(
+                    f"metrics.listen: {self.config.metrics.listen}: cannot listen: {e.strerror or e}"
+                ) from None
+            self._say("metrics and health at http://{}:{}".format(*self._metrics.address))
         self._task(self._flush_logs())
+
+    def _observed(self) -> Observed:
+        """What a scrape sees."""
+        delivery = self.delivery
+        dispatcher = delivery.dispatcher if isinstance(delivery, QueueDelivery) else None
+        seen = Observed(
+            now=self.now().timestamp(),
+            loaded=self._loaded.timestamp(),
+            receiving=sum(len(receiver.sessions) for receiver in self.receivers),
+            sending=dispatcher.sessions if dispatcher else 0,
+            draining=self._stopping.is_set(),
+            listening=any(server.is_serving() for server in self.servers),
+            startup=self._startup,
+            store=self.node.store.store(),
+        )
+        if dispatcher is None or not isinstance(delivery, QueueDelivery):
+            return seen
+        return msgspec.structs.replace(
+            seen,
+            refusal=dispatcher.store.refusal(),
+            queues=delivery.operations.queues(),
+            messages=dispatcher.store.count,
+            oldest=dispatcher.oldest(),
+            free=disk_usage(self.base / (self.config.queue.database or "")).free,
+        )
 
     def _task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -216,6 +262,7 @@ class Service:
         decision = self.node.select(Scenario.INBOUND_ANONYMOUS, phase=Phase.STARTUP)
         if decision.certificate is not None:
             self.node.load(decision.certificate)
+        self._startup = decision
         return decision
 
     async def _flush_logs(self) -> None:
@@ -246,6 +293,7 @@ class Service:
                 self.delivery.dispatcher.reroute()
             elif hop is not None and isinstance(self.delivery, NextHopDelivery):
                 self.delivery.hop = hop
+            self._loaded = self.now()
             self._say_problems()
             self._say("reloaded")
             self.startup()
@@ -291,6 +339,8 @@ class Service:
             await self.delivery.stop(max(0.0, end - loop.time()))
         for task in tuple(self._tasks):
             task.cancel()
+        if self._metrics is not None:
+            await self._metrics.close()
         await asyncio.sleep(0)  # so that what was cut off says so in the log
         self._flush()
         self._say("stopped")

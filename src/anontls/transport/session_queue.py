@@ -131,7 +131,7 @@ class SessionQueue(DestinationQueue):
         """Close a session that has had nothing to do for a while."""
         left = way.used + self.owner.idle_timeout - self._loop.time()
         if way.session.on_the_way or left > 0:
-            way.timer = self._loop.call_later(max(left, 1.0), self._idle, way)
+            way.timer = self._loop.call_later(left if left > 0 else 1.0, self._idle, way)
             return
         self.ways.remove(way)
         self._task(way.session.close())
@@ -171,6 +171,9 @@ class SessionQueue(DestinationQueue):
                     failed = e.reply, hop
                     await session.close()
                     continue
+                except BaseException:  # cancelled
+                    session.abort()
+                    raise
                 way = Way(session, used=self._loop.time())
                 self.ways.append(way)
                 session.ended.add_done_callback(partial(self._ended, way))

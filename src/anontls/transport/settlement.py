@@ -107,20 +107,21 @@ class Settlement:
         gone: list[Pending] = []
         reports: list[tuple[Action, Report]] = []
         for each in pending:
-            said = waiting(max(due, each.due), now=now, arrived=queued.arrived, delayed=each.delayed, schedule=self.schedule)
+            said = waiting(
+                max(due, each.due), now=now, arrived=queued.arrived, delayed=each.delayed, schedule=self.schedule
+            )
             if not self._waits(queued, each, said, reports, None):
                 gone.append(each)
         self._finish(queued, gone, reports)
         return len(gone) < len(pending)
 
-    def give_up(self, queued: Queued, pending: list[Pending], reply: Reply | None) -> None:
+    async def give_up(self, queued: Queued, pending: list[Pending], reply: Reply | None) -> None:
         """Send it to none of these; with ``reply``, tell its sender so."""
+        self.metrics.failed(len(pending))
         reports: list[tuple[Action, Report]] = []
-        for each in pending:
-            self.metrics.failed()
-            if reply is not None:
-                reports.append(("failed", Report(recipient=each.recipient, reply=reply)))
-        self._finish(queued, pending, reports)
+        if reply is not None:
+            reports = [("failed", Report(recipient=each.recipient, reply=reply)) for each in pending]
+        await self._change(queued, pending, self._notices(queued, reports))
 
     def release(self, number: int) -> None:
         """All is decided; what was is made durable with all that comes together with it."""
@@ -171,11 +172,26 @@ class Settlement:
         return True
 
     def _finish(self, queued: Queued, gone: list[Pending], reports: list[tuple[Action, Report]]) -> None:
-        """Recipients that are done with and what their sender is told are one change: none without the other."""
-        original = queued.envelope
-        _remove(queued, gone)
+        """Recipients that are done with, and what their sender is told."""
+        notices = self._notices(queued, reports)
+        if notices:
+            self._change(queued, gone, notices)
+        else:
+            self._settled += [(queued.id, each.number) for each in gone]
+            _remove(queued, gone)
+            self.release(queued.id)
+
+    def _change(self, queued: Queued, gone: list[Pending], notices: list[New]) -> asyncio.Future[list[int]]:
+        """One change of the store: none of it without the rest."""
         settled = [(queued.id, each.number) for each in gone]
-        accepted = []
+        _remove(queued, gone)
+        future = self.store.commit(Work(accepted=notices, settled=settled))
+        future.add_done_callback(partial(self._changed, queued.id, notices))
+        return future
+
+    def _notices(self, queued: Queued, reports: list[tuple[Action, Report]]) -> list[New]:
+        """A notification for each action that the sender wants to know of."""
+        original, notices = queued.envelope, []
         told = [(of, report) for of, report in reports if wanted(of, original.sender, report.recipient)]
         for action in dict.fromkeys(action for action, _ in told):
             made = notification(
@@ -192,15 +208,10 @@ class Settlement:
             )
             if made is not None:
                 self.metrics.notified(action)
-                accepted.append(New(envelope=made[0], arrived=self.clock(), head=b"", body=made[1]))
-        if accepted:
-            future = self.store.commit(Work(accepted=accepted, settled=settled))
-            future.add_done_callback(partial(self._notified, queued.id, accepted))
-        else:
-            self._settled += settled
-            self.release(queued.id)
+                notices.append(New(envelope=made[0], arrived=self.clock(), head=b"", body=made[1]))
+        return notices
 
-    def _notified(self, number: int, accepted: list[New], future: asyncio.Future[list[int]]) -> None:
+    def _changed(self, number: int, accepted: list[New], future: asyncio.Future[list[int]]) -> None:
         self.release(number)
         if not future.cancelled():
             for identity, new in zip(future.result(), accepted, strict=True):
