@@ -22,8 +22,10 @@ test: $(READY) ## format, lint, types, import contracts, tests: what CI runs
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest
 
-soak: $(READY) ## 5,000 idle TLS sessions in one process, and what each costs
-	ANONTLS_SOAK_SESSIONS=5000 $(BIN)/pytest -n 0 -s tests/transport/test_soak.py
+soak: $(READY) ## 5,000 idle TLS sessions, 100,000 messages through the queue, 100 times kill -9 under load
+	ANONTLS_SOAK_SESSIONS=$${ANONTLS_SOAK_SESSIONS:-5000} ANONTLS_SOAK_MESSAGES=$${ANONTLS_SOAK_MESSAGES:-100000} \
+	  ANONTLS_CRASH_ROUNDS=$${ANONTLS_CRASH_ROUNDS:-100} \
+	  $(BIN)/pytest -n 0 -s tests/transport/test_soak.py tests/transport/test_crash.py
 
 bench: $(READY) ## measure beside the peers, on loopback
 	$(BIN)/python -m bench
@@ -41,6 +43,9 @@ lock: ## write requirements.lock from pyproject.toml; UPGRADE=1 takes the newest
 	build/lock/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --custom-compile-command 'make lock' --quiet \
 	  $(if $(UPGRADE),--upgrade) --output-file requirements.lock
+	build/lock/bin/uv pip compile pyproject.toml --extra ad --constraint requirements.lock --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command 'make lock' --quiet \
+	  --output-file requirements-ad.lock
 
 clean: ## remove everything that these targets made
 	rm -rf $(VENV) build dist demo-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

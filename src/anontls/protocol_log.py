@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
 from pathlib import Path
+from time import monotonic
 from typing import Literal
 
 from anontls.facts import Certificate, is_unknown
@@ -80,11 +81,21 @@ class ProtocolLog:
         self._file: Path | None = None
         self._hour = ""
         self._size = 0
+        self._stamp = ""
+        self._stamp_until = 0.0
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def session(self, connector: str, session_id: str, local: str, remote: str) -> SessionLog:
         """The log of one session."""
         return SessionLog(self, connector, session_id, local, remote)
+
+    def stamp(self) -> str:
+        """The time of a line.  A session writes several in the millisecond that the text shows: it is made once."""
+        tick = monotonic()
+        if tick >= self._stamp_until:
+            self._stamp_until = tick + 0.001
+            self._stamp = _time(self._now())
+        return self._stamp
 
     def write(self, line: str) -> None:
         """Add a line."""
@@ -157,15 +168,15 @@ class SessionLog:
         self.local = local
         self.remote = remote
 
-    def add(self, mark: Mark, data: str = "", context: str = "") -> None:
-        """One line."""
+    def add(self, mark: str, data: str = "", context: str = "") -> None:
+        """One line; ``mark`` is a `Mark`, or its text."""
         log = self._log
         log.write(
-            f"{_time(log._now())},{self._prefix}{self._sequence},{self.local},{self.remote},{mark.value},{_field(data)},{_field(context)}\r\n"
+            f"{log.stamp()},{self._prefix}{self._sequence},{self.local},{self.remote},{mark},{_field(data)},{_field(context)}\r\n"
         )
         self._sequence += 1
 
-    def dialogue(self, mark: Mark, data: bytes) -> None:
+    def dialogue(self, mark: str, data: bytes) -> None:
         """A command, or a reply with all its lines: in one row, or a row each [FACT O 4.2]."""
         text = data.decode("utf-8", "replace")
         if "\r\n" not in text:

@@ -9,7 +9,7 @@ import asyncio
 import heapq
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Set
 from typing import Any, Protocol
 
 import msgspec
@@ -19,9 +19,11 @@ from anontls.smtp import Reply
 from anontls.smtp.syntax import Envelope
 from anontls.transport.body import Body
 from anontls.transport.destinations import Destination
-from anontls.transport.queue import Pending, Queued
+from anontls.transport.queue import Pending, Queued, StoreFailed
 from anontls.transport.send import NextHop, OutboundSession, SessionFailed
 from anontls.transport.status import QueueStatus, Status
+
+NOT_READ = Reply(451, ("4.3.0 The message cannot be read",))
 
 
 class Job(msgspec.Struct):
@@ -76,7 +78,9 @@ class Owner(Protocol):
 
     async def deliver_here(self, envelope: Envelope, body: Body) -> Reply: ...
 
-    def failed_here(self, error: Exception) -> None: ...
+    def failed_here(self, error: Exception) -> None:
+        """Tell why a message could not be read or written."""
+        ...
 
 
 class Rate:
@@ -120,7 +124,7 @@ class DestinationQueue(ABC):
         self.first_retry: float | None = None
         self.last_retry: float | None = None
         self.next_retry: float | None = None
-        self.emptied = 0.0  # when it last had nothing; seconds of the clock
+        self.emptied = owner.clock()  # when it last had nothing
         self.incoming, self.outgoing = Rate(), Rate()
         self._loop = asyncio.get_running_loop()
         self._woken = False
@@ -138,17 +142,18 @@ class DestinationQueue(ABC):
         return [*self.in_flight, *self.ready, *(number for _, number in sorted(self.waiting)), *sorted(self.held)]
 
     def clear(self) -> None:
-        """Forget what waits: it is in the store, and comes again."""
-        self.ready.clear()
+        """Forget what waits and what was tried: it is in the store, and comes again."""
         self.waiting.clear()
+        self.retry()
+        self.ready.clear()
         self.held.clear()
+        self._recovered()
 
-    def forget(self, number: int) -> None:
-        """The message is no longer one of this queue."""
-        self.held.discard(number)
-        if number in self.ready:
-            self.ready.remove(number)
-        self.waiting = [entry for entry in self.waiting if entry[1] != number]
+    def forget(self, numbers: Set[int]) -> None:
+        """These messages are no longer in this queue."""
+        self.held -= numbers
+        self.ready = deque(number for number in self.ready if number not in numbers)
+        self.waiting = [entry for entry in self.waiting if entry[1] not in numbers]
         heapq.heapify(self.waiting)
 
     @property
@@ -257,14 +262,21 @@ class DestinationQueue(ABC):
     def _take(self) -> Job | None:
         """The next message, which is on its way now."""
         while self.ready:
-            job = self.owner.take(self, self.ready.popleft())
+            number = self.ready.popleft()
+            try:
+                job = self.owner.take(self, number)
+            except StoreFailed as e:
+                self.owner.failed_here(e)
+                self.ready.appendleft(number)
+                self._retry_later(NOT_READ, None)
+                return None
             if job is not None:
                 self.in_flight[job.queued.id] = job
                 return job
         return None
 
-    def _failed(self, reply: Reply, hop: NextHop | None) -> None:
-        """The destination cannot be reached: retry all of it later."""
+    def _retry_later(self, reply: Reply, hop: NextHop | None) -> None:
+        """Nothing can be sent now: retry all of it later."""
         self.last_error = self._error(reply, hop)
         if self.next_retry is not None or self.owner.stopping:
             return

@@ -13,13 +13,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Set
+from itertools import chain
 from typing import Any
 
 import msgspec
 
 from anontls.config import Queue as QueueConfig
-from anontls.delivery.retry import Schedule
+from anontls.delivery.retry import Schedule, last_error
 from anontls.protocol_log import ProtocolLog
 from anontls.smtp import Reply
 from anontls.smtp.syntax import Envelope
@@ -30,7 +31,7 @@ from anontls.transport.destinations import Destination, Destinations
 from anontls.transport.mailbox_queue import MailboxQueue
 from anontls.transport.memory import Memory
 from anontls.transport.node import Node
-from anontls.transport.queue import Pending, Queued, QueueStore
+from anontls.transport.queue import PAUSE, Pending, Queued, QueueStore, StoreFailed
 from anontls.transport.send import NextHop, OutboundSession, SessionFailed
 from anontls.transport.session_queue import SessionQueue
 from anontls.transport.settlement import Settlement
@@ -79,6 +80,7 @@ class Dispatcher:
         self._jumped = 0.0
         self._numbers = 0
         self._swept = {"late": 0, "expired": 0}  # the last message that it was looked at for
+        self._untried: dict[str, set[int]] = {}  # messages that were looked at before their queue had been tried
         self._tasks: set[asyncio.Task[None]] = set()
         self.settlement = Settlement(
             store,
@@ -89,6 +91,7 @@ class Dispatcher:
             mta=node.fqdn,
             postmaster=config.postmaster or f"postmaster@{destinations.postmaster_domain() or node.fqdn}",
             accepted=self.accepted,
+            say=say,
         )
 
     # --- what a node does with it -------------------------------------------------------------------------------------
@@ -112,18 +115,28 @@ class Dispatcher:
     def reroute(self) -> None:
         """The organisation is another: every message that is not on its way finds its queue anew."""
         self.destinations.forget()
-        for key, queue in tuple(self.queues.items()):
+        on_their_way: set[tuple[int, int]] = set()
+        for queue in self.queues.values():
             queue.clear()
-            if queue.idle and not queue.in_flight:
-                del self.queues[key]
-                self._task(queue.close())
-        self._task(self._load())
+            for number, job in queue.in_flight.items():
+                on_their_way.update((number, each.number) for each in job.pending)
+        self._task(self._load(on_their_way))
 
-    async def _load(self) -> None:
-        for count, stored in enumerate(self.store.messages(), 1):
-            self.enqueue(self.memory.current(stored))
-            if count % AT_ONCE == 0:
-                await asyncio.sleep(0)
+    async def _load(self, on_their_way: Set[tuple[int, int]] = frozenset()) -> None:
+        """Take everything to its queue, but for recipients that had no verdict yet."""
+        last, count = 0, 0
+        while True:
+            try:
+                for stored in self.store.messages(after=last):
+                    queued = self.memory.current(stored)
+                    self.enqueue(queued, [p for p in queued.pending if (stored.id, p.number) not in on_their_way])
+                    last, count = stored.id, count + 1
+                    if count % AT_ONCE == 0:
+                        await asyncio.sleep(0)
+                return
+            except StoreFailed as e:
+                self._say(f"the queue cannot be read: {e}")
+                await asyncio.sleep(PAUSE)
 
     def oldest(self) -> float | None:
         """When the message came that waits longest; Unix seconds."""
@@ -140,17 +153,20 @@ class Dispatcher:
         self.memory.keep(queued)
         self.enqueue(queued)
 
-    def enqueue(self, queued: Queued) -> None:
-        """Into the queue of each destination that its recipients have."""
+    def enqueue(self, queued: Queued, pending: Iterable[Pending] | None = None) -> None:
+        """Into the queue of each destination that its recipients have, or some of them."""
         now = self.clock()
         due: dict[str, float] = {}
-        for each in queued.pending:
+        for each in queued.pending if pending is None else pending:
             there = self.destinations.of(each.recipient.address)
             due[there.key] = min(each.due, due.get(there.key, each.due))
-            if there.key not in self.queues:
+            queue = self.queues.get(there.key)
+            if queue is None:
                 self._numbers += 1
                 kind = MailboxQueue if there.local else SessionQueue
                 self.queues[there.key] = kind(self, self._numbers, there)
+            elif not there.unreachable:  # of these each recipient has its own
+                queue.destination = there
         for key, when in due.items():
             queue = self.queues[key]
             if queued.id in queue.in_flight:
@@ -220,7 +236,7 @@ class Dispatcher:
         return await self.mailboxes.deliver(envelope, body, b"")
 
     def failed_here(self, error: Exception) -> None:
-        """Tell why a message could not be written."""
+        """Tell why a message could not be read or written."""
         self._say(f"a message could not be delivered: {getattr(error, 'strerror', None) or error}")
 
     # --- what becomes of them -----------------------------------------------------------------------------------------
@@ -238,19 +254,33 @@ class Dispatcher:
             tells=session is not None and "DSN" in session.extensions,
         )
         if due is not None:
-            queue.defer(job.queued.id, due)
+            self._wait(queue, job, due)
 
     def postpone(self, queue: DestinationQueue, job: Job, failure: SessionFailed, seconds: float) -> None:
         """The session broke while the job was on its way: try again later, unless it is too old by then."""
         due = self.clock() + seconds
         remote = failure.hop.server or failure.hop.host
         if self.settlement.failed_session(job.queued, job.pending, failure.reply, remote, due):
-            queue.defer(job.queued.id, due)
+            self._wait(queue, job, due)
 
     def put_back(self, queue: DestinationQueue, job: Job) -> None:
         """The session broke before the job had its turn."""
         self.memory.unhold(job.queued.id)
-        queue.ready.appendleft(job.queued.id)
+        if self._still_there(queue, job):
+            queue.ready.appendleft(job.queued.id)
+        else:
+            self.enqueue(job.queued, job.pending)
+
+    def _wait(self, queue: DestinationQueue, job: Job, due: float) -> None:
+        if self._still_there(queue, job):
+            queue.defer(job.queued.id, due)
+        else:
+            self.enqueue(job.queued, [each for each in job.pending if each in job.queued.pending])
+
+    def _still_there(self, queue: DestinationQueue, job: Job) -> bool:
+        """Whether all its recipients would come to that queue again; the organisation may have changed meanwhile."""
+        of, key = self.destinations.of, queue.destination.key
+        return all(of(each.recipient.address).key == key for each in job.pending)
 
     # --- what an administrator does -----------------------------------------------------------------------------------
 
@@ -265,7 +295,7 @@ class Dispatcher:
 
     async def give_up(self, queue: DestinationQueue, queued: Queued, reply: Reply | None) -> None:
         """Send the message to none of its recipients in that queue; with ``reply``, tell its sender.  Then it is durable."""
-        queue.forget(queued.id)
+        queue.forget({queued.id})
         self.memory.hold(queued)
         await self.settlement.give_up(queued, self.pending(queue, queued), reply)
 
@@ -275,14 +305,28 @@ class Dispatcher:
         """Tell senders of messages that are late, return those that have expired, forget empty queues."""
         while True:
             await asyncio.sleep(SWEEP)
-            await self.sweep()
+            try:
+                await self.sweep()
+            except StoreFailed as e:
+                self._say(f"the queue cannot be read: {e}")
 
     async def sweep(self) -> None:
         """Look once for what time alone brings about."""
         self._look_at_the_clock()
         now = self.clock()
-        await self._look_for("late", now - self.schedule.delay_notification_timeout)
-        await self._look_for("expired", now - self.schedule.message_expiration_timeout)
+        gone: dict[DestinationQueue, set[int]] = {}
+        overdue = chain(
+            self._tried_meanwhile(),
+            self._older("late", now - self.schedule.delay_notification_timeout),
+            self._older("expired", now - self.schedule.message_expiration_timeout),
+        )
+        for count, number in enumerate(overdue, 1):
+            for queue in self._overdue(number):
+                gone.setdefault(queue, set()).add(number)
+            if count % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        for queue, numbers in gone.items():
+            queue.forget(numbers)
         for key, queue in tuple(self.queues.items()):
             if not queue.idle:
                 queue.emptied = now
@@ -290,29 +334,47 @@ class Dispatcher:
                 del self.queues[key]
                 await queue.close()
 
-    async def _look_for(self, what: str, before: float) -> None:
+    def _older(self, what: str, before: float) -> Iterator[int]:
         """Messages that arrived earlier; they lie in the store in the order in which they came."""
-        for count, stored in enumerate(self.store.messages(after=self._swept[what]), 1):
-            if stored.arrived > before:
+        for stored in self.store.messages(after=self._swept[what]):
+            if before < stored.arrived <= self.clock():  # later ones came when the clock of the system was ahead
                 return
             self._swept[what] = stored.id
-            self._overdue(self.memory.current(stored))
-            if count % AT_ONCE == 0:
-                await asyncio.sleep(0)
+            yield stored.id
 
-    def _overdue(self, queued: Queued) -> None:
-        """A message that waits too long in a queue that could not be tried, or not with success."""
+    def _tried_meanwhile(self) -> Iterator[int]:
+        for key in tuple(self._untried):
+            queue = self.queues.get(key)
+            if queue is None or queue.last_error:
+                yield from self._untried.pop(key)
+
+    def _overdue(self, number: int) -> Iterator[DestinationQueue]:
+        """A message that waits too long in a queue that could not be tried, or not with success.
+
+        Gives the queues in which it waits no longer.
+        """
+        queued = self.memory.message(number)
+        if queued is None:
+            return
+        now = self.clock()
+        expired = now >= self.schedule.expires(queued.arrived)
         waits: list[Pending] = []
+        queues: set[DestinationQueue] = set()
         for each in queued.pending:
-            queue = self.queues.get(self.destinations.of(each.recipient.address).key)
-            if queue is None or queued.id in queue.in_flight:
-                continue  # its verdict comes
-            each.last_error = each.last_error or queue.last_error
-            if each.last_error:  # otherwise nothing has been tried yet
+            there = self.destinations.of(each.recipient.address)
+            queue = self.queues.get(there.key)
+            if queue is None or number in queue.in_flight or not (each.last_error or queue.last_error):
+                self._untried.setdefault(there.key, set()).add(number)
+            elif expired or not each.delayed:
+                each.last_error = each.last_error or queue.last_error
+                if there.unreachable:
+                    each.last_error = last_error(Reply(451, (f"4.4.0 {there.unreachable}",)), "", "", now)
                 waits.append(each)
+                queues.add(queue)
         if waits:
             self.memory.hold(queued)
-            self.settlement.late(queued, waits, self.clock())
+            self.settlement.late(queued, waits, now)
+            yield from (queue for queue in queues if not self.pending(queue, queued))
 
     def _look_at_the_clock(self) -> None:
         ahead = self._wall() - self.clock()

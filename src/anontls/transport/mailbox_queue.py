@@ -28,6 +28,8 @@ class MailboxQueue(DestinationQueue):
         except Exception as e:  # noqa: BLE001 whatever goes wrong, the message stays in the queue
             self.owner.failed_here(e)
             reply = NOT_WRITTEN
+        else:
+            self._recovered()
         del self.in_flight[job.queued.id]
         self.owner.settle(self, job, (reply,) * len(job.pending), None)
         self.wake()

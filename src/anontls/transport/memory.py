@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from anontls.transport.queue import Queued, QueueStore
+from anontls.transport.queue import Queued, QueueStore, StoreFailed
 
 IN_MEMORY = 64 * 1024 * 1024  # octets of content that are kept because they are likely to leave soon
 
@@ -45,12 +45,19 @@ class Memory:
         return self.store.pieces(queued.id) if queued.content is None else queued.content
 
     def head(self, queued: Queued) -> bytes:
-        """The content, or at least what it begins with."""
-        return next(iter(self.store.pieces(queued.id)), b"") if queued.content is None else queued.content
+        """The content, or at least what it begins with; nothing when it cannot be read."""
+        if queued.content is not None:
+            return queued.content
+        try:
+            return next(iter(self.store.pieces(queued.id)), b"")
+        except StoreFailed:
+            return b""
 
     def keep(self, queued: Queued) -> None:
         """A new message, which is likely to leave at once; while there is room."""
         size = len(queued.content or b"")
+        if queued.id in self._live:  # who read the whole store found it before its sender heard of it
+            return
         if queued.content is not None and self._hot + size <= IN_MEMORY:
             self._hot += size
             self._live[queued.id] = _Live(queued, 0, size)

@@ -82,7 +82,8 @@ class QueueStore(Protocol):
     def commit(self, work: Work) -> asyncio.Future[list[int]]:
         """Make a change; done once it is durable, with the ids of what was accepted.
 
-        The future may raise StoreFailed: then nothing of it was done.
+        What settles, defers, removes or suspends is tried until it holds; what only accepts may fail at once with
+        StoreFailed, and then nothing of it was done.  A `Body` must stay open until the future is done.
         """
         ...
 

@@ -24,8 +24,6 @@ from anontls.transport.queue import New, StoreFailed, Work
 from anontls.transport.queue_sqlite import SqliteQueue
 from anontls.transport.settlement import queued_from
 
-INSUFFICIENT = Reply(452, ("4.3.1 Insufficient system resources",))
-
 
 class QueueDelivery:
     """Takes responsibility for a message by making it durable.  Created and used in a running loop.
@@ -80,6 +78,9 @@ class QueueDelivery:
     async def deliver(self, envelope: Envelope, body: Body, received: bytes) -> Reply:
         """Store it; then its queues have it."""
         dispatcher = self.dispatcher
+        refusal = dispatcher.store.refusal()
+        if refusal is not None:
+            return refusal
         small = body.in_memory()
         if hops(small if small is not None else next(body.pieces(), b"")) >= MAX_HOPS:
             return LOOP
@@ -95,6 +96,6 @@ class QueueDelivery:
         try:
             (number,) = await dispatcher.store.commit(Work(accepted=(new,)))
         except StoreFailed:
-            return INSUFFICIENT
+            return exchange.INSUFFICIENT_RESOURCES
         dispatcher.accepted(queued_from(number, new))
         return exchange.queued(f"<{number}@{dispatcher.node.fqdn}>")

@@ -91,17 +91,16 @@ def _owned(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="ascii", errors="replace")
     with file:
-        try:
-            import fcntl  # not on Windows, which has nothing like it
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except BlockingIOError:
-            raise StoreFailed(
-                f"{path}: process {file.read(20).strip() or 'unknown'} has it", hint="one at a time may use a queue"
-            ) from None
         with located(lock):
+            try:
+                import fcntl  # not on Windows, which has nothing like it
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:
+                pass
+            except BlockingIOError:
+                owner = file.read(20).strip() or "unknown"
+                raise StoreFailed(f"{path}: process {owner} has it", hint="one at a time may use a queue") from None
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
@@ -121,7 +120,8 @@ def _make(path: Path) -> None:
 
 
 def _connect(path: Path, busy: float) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=busy, isolation_level=None, check_same_thread=False, cached_statements=512)
+    with located(path):
+        return sqlite3.connect(path, timeout=busy, isolation_level=None, check_same_thread=False, cached_statements=512)
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from anontls.smtp.syntax import Envelope, Recipient
-from anontls.transport.body import IN_MEMORY, PIECE, Body
+from anontls.transport.body import IN_MEMORY, Body
 from anontls.transport.queue import New, Pending, Queued, Work
 from anontls.transport.queue_file import located
 
-LARGE = IN_MEMORY  # octets of content; more is written and read in pieces
+LARGE = IN_MEMORY  # octets of content; more is written in pieces, and read in pieces of this size
 ROWS = 32  # of a statement; each number of rows is a text of its own, which SQLite keeps prepared
 SLICE = 256  # messages that are read at a time
 KEPT = 4096  # free pages, 16 MiB
@@ -114,10 +114,12 @@ class Writer:
     def tidy(self) -> bool:
         """Give a little of the file back to the file system; whether there is more."""
         [(free,)] = self._db.execute("PRAGMA freelist_count").fetchall()
-        if free > KEPT:
-            self._db.execute(f"PRAGMA incremental_vacuum({min(STEP, free - KEPT)})").fetchall()  # a row for each page
-            return True
-        return False
+        much = free - KEPT
+        if much > 0:
+            self._db.executescript(f"PRAGMA incremental_vacuum({min(STEP, much)})")  # execute() frees one page only
+            if much <= STEP:  # the file itself becomes smaller with this
+                self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        return bool(much > STEP)
 
     def _many(self, sql: str, rows: Sequence[Row]) -> int:
         """Run a statement for all rows, in as few calls as possible: each lets another thread run and waits for it.
@@ -213,7 +215,7 @@ class Reader:
             with located(self._path), self._db.blobopen("message", "content", id_, readonly=True) as blob:
                 size = len(blob)
                 blob.seek(at)
-                piece = blob.read(PIECE)
+                piece = blob.read(LARGE)  # SQLite goes through all pages before it
             at += len(piece)
             yield piece
 

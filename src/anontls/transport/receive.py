@@ -371,7 +371,7 @@ class Connection(asyncio.Protocol):
 
     def _trace(self, mark: str, line: bytes) -> None:
         if self._session_log is not None:
-            self._session_log.dialogue(Mark(mark), line)
+            self._session_log.dialogue(mark, line)
 
     # --- TLS ----------------------------------------------------------------------------------------------------------
 

@@ -477,7 +477,7 @@ class OutboundSession(asyncio.Protocol):
 
     def _line(self, mark: str, line: bytes) -> None:
         if self._session_log is not None:
-            self._session_log.dialogue(Mark(mark), line)
+            self._session_log.dialogue(mark, line)
         if self._trace_to is not None:
             self._trace_to(Mark(mark), line.decode("utf-8", "replace"), "")
 

@@ -14,7 +14,10 @@ from anontls.transport.send import NextHop, OutboundSession, SessionFailed, Verd
 
 HOSTS_KNOWN = 60.0  # seconds that the hosts of a destination are not looked up again
 RETURNED_AT_ONCE = 100  # messages to a destination that does not exist
+CLOSES = 421  # "closing transmission channel" [RFC5321 4.2.3]
 CROWDED = 10.0  # seconds without another session after one was refused while others go on
+BACKLOG = 8  # messages for each session that may wait for it before there is another one
+BEHIND = 1.0  # seconds that one may wait
 NO_HOSTS = Reply(451, ("4.4.0 No host of the destination could be reached",))
 
 
@@ -38,7 +41,8 @@ class SessionQueue(DestinationQueue):
         self._opening: set[asyncio.Task[None]] = set()
         self._hosts: list[NextHop] = []
         self._hosts_until = 0.0
-        self._crowded_until = 0.0
+        self._crowded = False  # for `CROWDED` there is no place for another session
+        self._behind_since: float | None = None
 
     @property
     def idle(self) -> bool:
@@ -49,8 +53,26 @@ class SessionQueue(DestinationQueue):
         return bool(self._opening) and not self.ways
 
     def retry(self) -> None:
-        self._hosts_until = self._crowded_until = 0.0
+        self._hosts_until = 0.0
+        self._crowded = False
         super().retry()
+
+    def clear(self) -> None:
+        super().clear()
+        ways, self.ways = self.ways, []  # they may lead elsewhere than new ones
+        for way in ways:
+            if way.timer is not None:
+                way.timer.cancel()
+            self._task(self._leave(way))
+
+    async def _leave(self, way: Way) -> None:
+        """End a session once what is on its way has arrived."""
+        try:
+            while way.session.on_the_way:  # noqa: ASYNC110 verdicts come by themselves
+                await asyncio.sleep(0.05)
+            await way.session.close()
+        finally:
+            self._forget(way)
 
     async def close(self) -> None:
         """Say goodbye to the peers."""
@@ -67,10 +89,20 @@ class SessionQueue(DestinationQueue):
         """Give each session what it has room for; open one more when that is not enough."""
         for way in self.ways:
             if not self.ready:
-                return
+                break
             self._fill(way)
-        if self.ready:
+        if not self.ready:
+            self._behind_since = None
+        elif self._is_behind():
             self._open_more()
+
+    def _is_behind(self) -> bool:
+        """Whether the sessions there are are too few.  One that is kept busy costs less than two that are not."""
+        now = self._loop.time()
+        if self._behind_since is None:
+            self._behind_since = now
+            self._loop.call_later(BEHIND, self.wake)
+        return len(self.ready) > BACKLOG * len(self.ways) or now - self._behind_since >= BEHIND
 
     def _fill(self, way: Way) -> None:
         session = way.session
@@ -104,10 +136,13 @@ class SessionQueue(DestinationQueue):
         way.lost = []
         for job in lost:
             self.in_flight.pop(job.queued.id, None)
-        self.last_error = self._error(failure.reply, way.session.hop)
-        for job in reversed(lost[1:]):
+        if self.owner.stopping:
+            return  # all that is in the store is tried at the next start
+        enough = failure.reply.code == CLOSES and way.delivered  # of messages in one session, or of sessions
+        for job in reversed(lost if enough else lost[1:]):
             self.owner.put_back(self, job)
-        if lost:
+        if not enough:
+            self.last_error = self._error(failure.reply, way.session.hop)
             self.owner.postpone(self, lost[0], failure, self.owner.schedule.next_retry(0))
         self._forget(way)
         if not way.delivered:
@@ -131,7 +166,7 @@ class SessionQueue(DestinationQueue):
         """Close a session that has had nothing to do for a while."""
         left = way.used + self.owner.idle_timeout - self._loop.time()
         if way.session.on_the_way or left > 0:
-            way.timer = self._loop.call_later(left if left > 0 else 1.0, self._idle, way)
+            way.timer = self._loop.call_later(left if left > 0 else self.owner.idle_timeout, self._idle, way)
             return
         self.ways.remove(way)
         self._task(way.session.close())
@@ -140,12 +175,11 @@ class SessionQueue(DestinationQueue):
 
     def _open_more(self) -> None:
         """One more session at first, then twice as many as there are, up to the limit."""
-        now = self._loop.time()
         while (
             len(self._opening) < max(1, len(self.ways))
             and len(self.ways) + len(self._opening) < self.owner.sessions_per_destination
             and len(self.ready) > len(self._opening)
-            and now >= self._crowded_until
+            and not self._crowded
         ):
             task = self._loop.create_task(self._open())
             self._opening.add(task)
@@ -214,8 +248,13 @@ class SessionQueue(DestinationQueue):
             self.last_error = self._error(reply, hop)
             self._crowd()
         else:
-            super()._failed(reply, hop)
+            self._retry_later(reply, hop)
 
     def _crowd(self) -> None:
-        self._crowded_until = self._loop.time() + CROWDED
-        self._loop.call_later(CROWDED, self.wake)
+        if not self._crowded:
+            self._crowded = True
+            self._loop.call_later(CROWDED, self._try_more)
+
+    def _try_more(self) -> None:
+        self._crowded = False
+        self.wake()

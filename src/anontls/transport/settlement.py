@@ -37,6 +37,7 @@ class Settlement:
         mta: str,
         postmaster: str,
         accepted: Callable[[Queued], None],
+        say: Callable[[str], None],
     ) -> None:
         self.store = store
         self.memory = memory
@@ -46,6 +47,7 @@ class Settlement:
         self.mta = mta
         self.postmaster = postmaster
         self._accepted = accepted
+        self._say = say
         self._settled: list[tuple[int, int]] = []
         self._deferred: list[tuple[int, Pending]] = []
         self._held: list[int] = []
@@ -75,6 +77,7 @@ class Settlement:
         gone: list[Pending] = []
         reports: list[tuple[Action, Report]] = []
         due: list[float] = []
+        some = any(reply.positive for reply in replies)
         for each, reply in zip(pending, replies, strict=True):
             said = verdict(reply, now=now, arrived=queued.arrived, delayed=each.delayed, schedule=self.schedule)
             if isinstance(said, Done):
@@ -87,6 +90,8 @@ class Settlement:
             each.last_error = last_error(reply, remote or "", "", now)
             if self._waits(queued, each, said, reports, remote):
                 each.attempts += 1
+                if some and _too_many_recipients(reply):
+                    each.due = now  # those that were left over follow [RFC5321 4.5.3.1.10]
                 due.append(each.due)
             else:
                 gone.append(each)
@@ -121,7 +126,7 @@ class Settlement:
         reports: list[tuple[Action, Report]] = []
         if reply is not None:
             reports = [("failed", Report(recipient=each.recipient, reply=reply)) for each in pending]
-        await self._change(queued, pending, self._notices(queued, reports))
+        await asyncio.shield(self._change(queued, pending, self._notices(queued, reports)))
 
     def release(self, number: int) -> None:
         """All is decided; what was is made durable with all that comes together with it."""
@@ -175,17 +180,26 @@ class Settlement:
         """Recipients that are done with, and what their sender is told."""
         notices = self._notices(queued, reports)
         if notices:
-            self._change(queued, gone, notices)
+            # Told of a delay, and that it was told, are one change too.
+            deferred = [each for each in self._deferred if each[0] == queued.id]
+            self._deferred = [each for each in self._deferred if each[0] != queued.id]
+            self._change(queued, gone, notices, deferred)
         else:
             self._settled += [(queued.id, each.number) for each in gone]
             _remove(queued, gone)
             self.release(queued.id)
 
-    def _change(self, queued: Queued, gone: list[Pending], notices: list[New]) -> asyncio.Future[list[int]]:
+    def _change(
+        self,
+        queued: Queued,
+        gone: list[Pending],
+        notices: list[New],
+        deferred: Sequence[tuple[int, Pending]] = (),
+    ) -> asyncio.Future[list[int]]:
         """One change of the store: none of it without the rest."""
         settled = [(queued.id, each.number) for each in gone]
         _remove(queued, gone)
-        future = self.store.commit(Work(accepted=notices, settled=settled))
+        future = self.store.commit(Work(accepted=notices, settled=settled, deferred=deferred))
         future.add_done_callback(partial(self._changed, queued.id, notices))
         return future
 
@@ -213,14 +227,20 @@ class Settlement:
 
     def _changed(self, number: int, accepted: list[New], future: asyncio.Future[list[int]]) -> None:
         self.release(number)
-        if not future.cancelled():
+        if self._holds(future):
             for identity, new in zip(future.result(), accepted, strict=True):
                 self._accepted(queued_from(identity, new))
 
     def _durable(self, held: list[int], future: asyncio.Future[list[int]]) -> None:
-        if not future.cancelled():
-            future.result()  # the store gives up on no change of this kind
+        if self._holds(future):
             self.memory.release(held)
+
+    def _holds(self, future: asyncio.Future[list[int]]) -> bool:
+        """Whether the change is durable.  The store gives up on none of this kind, unless it is closed before."""
+        failure = None if future.cancelled() else future.exception()
+        if failure is not None:
+            self._say(f"{failure}; what was settled since then is sent again after the next start")
+        return failure is None and not future.cancelled()
 
 
 def queued_from(number: int, new: New) -> Queued:
@@ -243,6 +263,10 @@ def _remove(queued: Queued, gone: list[Pending]) -> None:
     numbers = {each.number for each in gone}
     queued.pending = [each for each in queued.pending if each.number not in numbers]
     queued.envelope = msgspec.structs.replace(queued.envelope, recipients=[each.recipient for each in queued.pending])
+
+
+def _too_many_recipients(reply: Reply) -> bool:
+    return reply.code in {452, 552} and (reply.enhanced is None or reply.enhanced[1:] == (5, 3))
 
 
 def _wants_success(pending: Pending) -> bool:

@@ -1,0 +1,641 @@
+"""What goes wrong with peers, DNS, clock and disk: nothing is lost, nothing goes in clear, and all mends itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+
+from anontls.errors import AnontlsError
+from anontls.smtp import exchange
+from anontls.transport import dispatch, queue, queue_file, queue_sqlite, session_queue
+from anontls.transport.destination_queue import DestinationQueue
+from anontls.transport.lab import EDGE
+from anontls.transport.mx import HostsFailed
+from anontls.transport.queue import StoreFailed
+from tests.certstore.make import make
+from tests.transport.queue_world import (
+    BREAK,
+    CARL,
+    CHUNKS,
+    DORA,
+    EVA,
+    HANG,
+    PLAIN,
+    TO_INTERNET,
+    Peer,
+    QueueNode,
+    free_port,
+    relaying,
+    reported,
+    smart_host,
+)
+from tests.transport.test_queue_disk import another_process
+from tests.transport.vfs import FULL, IO_ERROR, OK, READ_ONLY, RecordingVfs
+from tests.transport.world import ANNA, BEN, MESSAGE, Hop, World, eventually, exchange_server, run
+
+FABRIKAM = "fabrikam.com"
+TAILSPIN = "tailspin.example"
+
+
+class Records:
+    """DNS as a test says it."""
+
+    def __init__(self, found: Sequence[tuple[int, str]] | HostsFailed) -> None:
+        self.found = found
+        self.asked = 0
+
+    async def mx(self, domain: str) -> list[tuple[int, str]]:
+        self.asked += 1
+        if isinstance(self.found, HostsFailed):
+            raise self.found
+        return list(self.found)
+
+    def forget(self) -> None: ...
+
+
+# --- hosts ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_host_that_is_down_is_tried_by_the_schedule_and_recovers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def session() -> None:
+        peer = Peer(port=free_port())
+        async with relaying(
+            world,
+            {FABRIKAM: peer.port},
+            glitch_retry_count=2,
+            glitch_retry_interval=0.02,
+            transient_failure_retry_count=2,
+            transient_failure_retry_interval=0.04,
+            outbound_connection_failure_retry_interval=0.06,
+        ) as node:
+
+            def cool(queue: DestinationQueue) -> None:
+                assert queue.next_retry is not None and queue.last_retry is not None
+                pauses.append(round(queue.next_retry - queue.last_retry, 3))
+
+            monkeypatch.setattr(node.dispatcher, "cool", cool)
+            await node.send(BEN)
+            await eventually(lambda: len(pauses) >= 6, "six attempts")
+            (status,) = node.operations.queues()
+            assert status.status == "Retry" and status.message_count == 1
+            assert status.retry_count >= 6 and status.first_retry_time is not None
+            assert "451 4.4.397" in status.last_error and "{FQDN=127.0.0.1}" in status.last_error
+            assert not node.metrics.recipients["deferred"], "nothing was tried of the message itself"
+            async with peer.listening():
+                await node.empty()
+                (status,) = node.operations.queues()
+                assert (status.status, status.retry_count, status.next_retry_time) == ("Ready", 0, None)
+        assert len(peer.letters) == 1
+
+    run(session())
+    assert pauses[:6] == [0.02, 0.02, 0.04, 0.04, 0.06, 0.06]
+
+
+def test_failed_connections_use_up_no_sessions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "MAX_SESSIONS", 2)
+
+    async def session() -> None:
+        peer = Peer(port=free_port())
+        async with relaying(world, {FABRIKAM: peer.port}, glitch_retry_interval=0.01) as node:
+            await node.send(BEN)
+            await eventually(lambda: node.queue(FABRIKAM).retry_count >= 4, "more than there may be")
+            async with peer.listening():
+                await node.empty()
+
+    run(session())
+
+
+def test_the_next_host_is_tried_at_once(world: World) -> None:
+    async def session() -> None:
+        second = Peer()
+        async with relaying(world, {"mx1.tailspin.example": 1, "mx2.tailspin.example": second}) as node:
+            node.dispatcher.destinations.resolver = Records(
+                [(10, "mx1.tailspin.example"), (20, "mx2.tailspin.example")]
+            )
+            await node.send(CARL)
+            await node.empty()
+            assert node.queue(TAILSPIN).retry_count == 0
+        assert len(second.letters) == 1
+
+    run(session())
+
+
+@pytest.mark.parametrize("answer", ["421 4.3.2 not now", "554 5.3.2 no", "450 4.7.1 wait", BREAK])
+def test_a_host_that_takes_nobody_is_like_one_that_is_down(world: World, answer: str) -> None:
+    async def session() -> None:
+        first, second = Peer(greeting=answer), Peer()
+        async with relaying(world, {"mx1.tailspin.example": first, "mx2.tailspin.example": second}) as node:
+            node.dispatcher.destinations.resolver = Records(
+                [(10, "mx1.tailspin.example"), (20, "mx2.tailspin.example")]
+            )
+            await node.send(CARL)
+            await node.empty()
+        assert first.sessions == 1 and len(second.letters) == 1
+
+    run(session())
+
+
+def test_a_domain_that_cannot_be_resolved_is_retried(world: World) -> None:
+    async def session() -> None:
+        peer = Peer()
+        async with relaying(world, {"mx.tailspin.example": peer}) as node:
+            records = Records(HostsFailed(451, "4.4.0 DNS query for tailspin.example failed: SERVFAIL"))
+            node.dispatcher.destinations.resolver = records
+            await node.send(CARL)
+            await eventually(lambda: node.queue(TAILSPIN).retry_count >= 2, "retried")
+            (status,) = node.operations.queues()
+            assert status.status == "Retry" and "SERVFAIL" in status.last_error
+            records.found = [(10, "mx.tailspin.example")]
+            await node.empty()
+        assert len(peer.letters) == 1
+
+    run(session())
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [HostsFailed(550, "5.4.310 DNS domain does not exist"), HostsFailed(556, "5.1.10 null MX")],
+    ids=["no domain", "null MX"],
+)
+def test_mail_for_a_domain_that_does_not_exist_is_returned(
+    world: World, failure: HostsFailed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_queue, "RETURNED_AT_ONCE", 2)
+
+    async def session() -> None:
+        async with relaying(world) as node:
+            node.dispatcher.destinations.resolver = Records(failure)
+            for _ in range(5):
+                await node.send(CARL, ANNA, sender=ANNA)
+            await node.empty()
+            assert node.metrics.recipients["failed"] == 5
+        told = [message for message in world.messages(ANNA) if b"Undeliverable" in message]
+        assert len(told) == 5 and len(world.messages(ANNA)) == 10
+        enhanced = str(failure.reply).split()[1]
+        assert {reported(message)[CARL]["Status"] for message in told} == {enhanced}
+
+    run(session())
+
+
+# --- peers that do not behave -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["", "EHLO", "MAIL", "RCPT", "DATA", "HEADER", "."])
+def test_a_peer_that_hangs_is_left_after_the_time_out(world: World, where: str) -> None:
+    async def session() -> None:
+        hangs = True
+
+        def said(line: str, _content: bytes) -> str | None:
+            here = line.startswith(where) if where else not line
+            return HANG if hangs and here else None
+
+        peer = Peer(said=said)
+        async with relaying(
+            world, {FABRIKAM: peer}, delivery='maildir = "mail"\ntimeout = 0.1', sessions_per_destination=1
+        ) as node:
+            await node.send(BEN)
+            await eventually(lambda: "451 4.4.397" in node.queue(FABRIKAM).last_error, "given up")
+            hangs = False
+            await node.empty()
+        assert len(peer.letters) == 1 and peer.sessions >= 2
+
+    run(session())
+
+
+@pytest.mark.parametrize(
+    ("keywords", "where"),
+    [(PLAIN, "HEADER"), (PLAIN, "."), (CHUNKS, "BDAT"), (CHUNKS, ".")],
+    ids=["in DATA", "at the end of DATA", "in BDAT", "at the end of BDAT"],
+)
+def test_a_message_that_breaks_every_session_holds_up_no_other(
+    world: World, keywords: tuple[str, ...], where: str
+) -> None:
+    poison = b"Subject: poison\r\n\r\n" + b"poison\r\n" * 100_000
+
+    async def session() -> None:
+        def said(line: str, content: bytes) -> str | None:
+            return BREAK if line.startswith(where) and b"poison" in content else None
+
+        peer = Peer(*keywords, said=said)
+        async with relaying(world, {FABRIKAM: peer}, glitch_retry_interval=0.02) as node:
+            await node.send(BEN, content=poison)
+            for number in range(10):
+                await node.send(BEN, content=b"Subject: %d\r\n\r\n" % number)
+            await eventually(lambda: node.store.count == 1, "the others have arrived")
+            await eventually(lambda: node.message().retry_count >= 3, "it is tried again")
+            assert "451 4.4.397" in node.message().last_error
+        subjects = {letter.content.split(b"\r\n")[1] for letter in peer.letters}
+        assert subjects == {b"Subject: %d" % number for number in range(10)}
+
+    run(session())
+
+
+def test_a_peer_that_closes_each_session_with_421_keeps_the_mail_waiting(world: World) -> None:
+    async def session() -> None:
+        full = True
+        peer = Peer(said=lambda line, _: "421 4.3.2 shutting down" if full and line.startswith("MAIL") else None)
+        async with relaying(world, {FABRIKAM: peer}) as node:
+            await node.send(BEN, sender=ANNA)
+            await node.send(BEN, sender=ANNA)
+            await eventually(lambda: node.queue(FABRIKAM).retry_count >= 2, "retried")
+            assert "421 4.3.2 shutting down" in node.queue(FABRIKAM).last_error
+            full = False
+            await node.empty()
+        assert len(peer.letters) == 2 and not world.messages(ANNA)
+
+    run(session())
+
+
+def test_rubbish_for_an_answer_is_no_verdict(world: World) -> None:
+    async def session() -> None:
+        rubbish = True
+        peer = Peer(said=lambda line, _: "what?" if rubbish and line == "." else None)
+        async with relaying(world, {FABRIKAM: peer}) as node:
+            await node.send(BEN)
+            await eventually(lambda: node.queue(FABRIKAM).retry_count >= 1, "retried")
+            rubbish = False
+            await node.empty()
+
+    run(session())
+
+
+def test_mail_in_circles_ends(world: World) -> None:
+    async def session() -> None:
+        async with relaying(world) as node:
+            hop = b"Received: from here by there\r\n"
+            reply = await node.accept(ANNA, content=hop * 60 + MESSAGE)
+            assert str(reply) == "554 5.4.6 Hop count exceeded - possible mail loop"
+            await node.send(ANNA, content=hop * 59 + MESSAGE)
+            await node.empty()
+
+    run(session())
+
+
+# --- between Exchange servers -----------------------------------------------------------------------------------------
+
+THROUGH_EDGE = msgspec.structs.replace(TO_INTERNET, source_transport_servers=(EDGE,))
+REFUSED = "451 5.7.3 Cannot achieve Exchange Server authentication"
+HOPS = {
+    "verb not offered": Hop(ehlo=b"250-edge1 Hello\r\n250-STARTTLS\r\n250 8BITMIME\r\n"),
+    "verb refused": Hop({"X-ANONYMOUSTLS": b"454 4.7.0 not now\r\n"}),
+    "handshake broken": Hop(instead_of_tls=b""),
+    "another certificate": Hop(own=make("rsa", name="edge1")),
+    "530": Hop({"MAIL": b"530 5.7.57 Client not authenticated to send mail\r\n"}),
+}
+
+
+@pytest.mark.parametrize("how", HOPS)
+def test_mail_between_exchange_servers_waits_for_anonymous_tls(world: World, how: str) -> None:
+    hop = HOPS[how]
+    if how == "530":
+        hop.own = world.certificates[EDGE]
+
+    async def session() -> None:
+        async with (
+            hop.listening(),
+            relaying(world, {"edge1.contoso.com": hop.port}, connectors=(THROUGH_EDGE,)) as node,
+        ):
+            await node.send(BEN, sender=ANNA)
+            await eventually(lambda: any(q.retry_count >= 2 for q in node.dispatcher.queues.values()), "retried")
+            (status,) = node.operations.queues()
+            assert status.delivery_type == "SmtpRelayWithinAdSiteToEdge"
+            assert REFUSED in status.last_error and "{FQDN=EDGE1}" in status.last_error
+            assert status.status in ("Retry", "Connecting", "Active", "Ready") and node.store.count == 1
+        assert not b"".join(hop.contents) and not world.messages(ANNA)  # who says 354 for nobody is given nothing
+        assert {line.partition(" ")[0] for line in hop.clear} <= {"EHLO", "X-ANONYMOUSTLS", "QUIT"}
+
+    run(session())
+
+
+def test_a_decision_without_a_verb_waits_until_a_certificate_is_there(world: World) -> None:
+    """What `anontls select` says is what the queue says; after a reload it goes on by itself."""
+    elsewhere = make(name="mbx1")
+    own = world.certificates["MBX1"]
+    world.publish("MBX1", elsewhere)
+
+    async def session() -> None:
+        hop = Hop(own=world.certificates[EDGE])
+        async with (
+            hop.listening(),
+            relaying(
+                world, {"edge1.contoso.com": hop.port}, connectors=(THROUGH_EDGE,), glitch_retry_interval=60.0
+            ) as node,
+        ):
+            await node.send(BEN)
+            await eventually(lambda: any(q.retry_count for q in node.dispatcher.queues.values()), "retried")
+            (status,) = node.operations.queues()
+            assert REFUSED in status.last_error and hop.sessions == 0
+            world.publish("MBX1", own)
+            await node.service.reload()
+            await node.empty()
+        assert len(hop.contents) == 1
+
+    run(session())
+
+
+# --- routing ----------------------------------------------------------------------------------------------------------
+
+
+def test_mail_without_a_route_waits_with_its_reason_until_there_is_one(world: World) -> None:
+    async def session() -> None:
+        peer = Peer()
+        async with relaying(world, {FABRIKAM: peer}, connectors=(), glitch_retry_interval=60.0) as node:
+            await node.send(BEN, sender=ANNA)
+            await eventually(lambda: any(q.retry_count for q in node.dispatcher.queues.values()), "tried")
+            (status,) = node.operations.queues()
+            assert (status.delivery_type, status.next_hop_domain) == ("Unreachable", "Unreachable Domain")
+            assert "no Send connector holds fabrikam.com" in status.last_error
+            world.change(send_connectors=(TO_INTERNET,))
+            await node.service.reload()
+            await node.empty()
+        assert len(peer.letters) == 1 and not world.messages(ANNA)
+
+    run(session())
+
+
+def test_each_recipient_without_a_route_is_returned_with_its_own_reason(world: World) -> None:
+    async def session() -> None:
+        async with relaying(world, connectors=(), message_expiration_timeout=0.05) as node:
+            await node.send(BEN, sender=ANNA)
+            await node.send(CARL, sender=ANNA)
+            await eventually(lambda: any(q.retry_count for q in node.dispatcher.queues.values()), "tried")
+            await asyncio.sleep(0.05)
+            await node.dispatcher.sweep()
+            await node.empty()
+        told = {address: message for message in world.messages(ANNA) for address in reported(message)}
+        assert b"holds fabrikam.com" in told[BEN] and b"holds tailspin.example" in told[CARL]
+
+    run(session())
+
+
+def test_a_reload_sends_what_waits_another_way_and_what_is_on_its_way_once(world: World) -> None:
+    async def session() -> None:
+        first, second = Peer(), Peer()
+        first.gate.clear()
+        async with relaying(
+            world, {"one.example": first, "two.example": second}, connectors=(smart_host("one.example"),)
+        ) as node:
+            for number in range(30):
+                await node.send(BEN, content=b"Subject: %d\r\n\r\n" % number)
+            await eventually(lambda: first.waiting > 2, "some are on their way")
+            world.change(send_connectors=(smart_host("two.example"),))
+            await node.service.reload()
+            await eventually(lambda: len(second.letters) > 5, "the others go to the new one")
+            first.gate.set()
+            await node.empty()
+            await eventually(lambda: not first.open, "nothing leads to the old one any more")
+        subjects = [letter.content for letter in first.letters + second.letters]
+        assert len(subjects) == len(set(subjects)) == 30
+
+    run(session())
+
+
+def test_what_had_no_verdict_before_a_reload_goes_the_new_way_afterwards(world: World) -> None:
+    async def session() -> None:
+        first = Peer(said=lambda line, _: "450 4.2.1 busy" if line == "." else None)
+        second = Peer()
+        first.gate.clear()
+        async with relaying(
+            world, {"one.example": first, "two.example": second}, connectors=(smart_host("one.example"),)
+        ) as node:
+            await node.send(BEN)
+            await eventually(lambda: first.waiting == 1, "on its way")
+            world.change(send_connectors=(smart_host("two.example"),))
+            await node.service.reload()
+            await asyncio.sleep(0.05)
+            assert not second.letters
+            first.gate.set()
+            await node.empty()
+        assert len(second.letters) == 1 and not first.letters
+
+    run(session())
+
+
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("days", [3650, -1])
+def test_a_clock_that_jumps_returns_no_mail(world: World, days: int) -> None:
+    async def session() -> None:
+        away = timedelta(0)
+        peer = Peer(port=free_port())
+        now: Callable[[], datetime] = lambda: datetime.now(UTC) + away  # noqa: E731
+        async with relaying(world, {FABRIKAM: peer.port}, now=now) as node:
+            await node.send(BEN, sender=ANNA)
+            await eventually(lambda: node.queue(FABRIKAM).retry_count > 0, "the host is down")
+            away = timedelta(days=days)
+            await node.dispatcher.sweep()
+            await node.dispatcher.sweep()
+            await node.send(BEN, sender=ANNA)
+            assert node.store.count == 2 and not world.messages(ANNA)
+            assert node.console.count("the clock of the system jumped by") == 1
+            assert f"{days * 86_400:+d} s" in node.console
+            async with peer.listening():
+                await node.empty()
+        assert len(peer.letters) == 2 and not world.messages(ANNA)
+
+    run(session())
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vfs() -> Iterator[RecordingVfs]:
+    with RecordingVfs().installed() as installed:
+        yield installed
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_sqlite, "PAUSE", 0.02)
+    monkeypatch.setattr(queue, "PAUSE", 0.02)
+    monkeypatch.setattr(queue_file, "BUSY", 0.05)
+
+
+async def fails_and_recovers(node: QueueNode, peer: Peer, fail: Callable[[], None], mend: Callable[[], None]) -> None:
+    """Three messages are on their way when the disk fails; they arrive, once, and all goes on when it is mended."""
+    peer.gate.clear()
+    for _ in range(3):
+        await node.send(BEN)
+    await eventually(lambda: peer.waiting > 0, "on their way")
+    fail()
+    assert await node.accept(BEN) == exchange.INSUFFICIENT_RESOURCES
+    assert node.delivery.accepts(ANNA) == exchange.INSUFFICIENT_RESOURCES
+    peer.gate.set()
+    await eventually(lambda: len(peer.letters) == 3, "what was on its way arrives")
+    await asyncio.sleep(0.1)
+    assert node.store.count == 3, "but that is not durable yet"
+    assert await node.accept(BEN) == exchange.INSUFFICIENT_RESOURCES
+    mend()
+    await node.empty()
+    assert len(node.dispatcher.memory) == 0
+    assert node.delivery.accepts(ANNA) is None
+    await node.send(BEN)
+    await node.empty()
+    assert len(peer.letters) == 4, "and nothing twice"
+    assert node.console.count("new mail is refused with 452") == 1
+    assert node.console.count("new mail is taken again") == 1
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("code", [FULL, IO_ERROR, READ_ONLY], ids=["full", "I/O error", "read-only"])
+def test_a_disk_that_cannot_be_written_loses_nothing(world: World, vfs: RecordingVfs, code: int) -> None:
+    async def session() -> None:
+        peer = Peer(*CHUNKS)
+        async with relaying(world, {FABRIKAM: peer}) as node:
+            await fails_and_recovers(node, peer, lambda: setattr(vfs, "fail", code), lambda: setattr(vfs, "fail", OK))
+
+    run(session())
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_database_that_another_process_locks_loses_nothing(world: World) -> None:
+    async def session() -> None:
+        peer = Peer(*CHUNKS)
+        async with relaying(world, {FABRIKAM: peer}) as node:
+            lock = another_process(world.folder / "queue.sqlite")
+            process = None
+
+            def take() -> None:
+                nonlocal process
+                process = lock.__enter__()
+
+            def give() -> None:
+                assert process is not None
+                process.communicate("go\n")
+                lock.__exit__(None, None, None)
+
+            await fails_and_recovers(node, peer, take, give)
+
+    run(session())
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_stop_while_the_disk_is_full_says_what_is_sent_again(world: World, vfs: RecordingVfs) -> None:
+    async def session() -> None:
+        peer = Peer()
+        async with relaying(world, {FABRIKAM: peer}) as node:
+            peer.gate.clear()
+            await node.send(BEN)
+            await eventually(lambda: peer.waiting == 1, "on its way")
+            vfs.fail = FULL
+            peer.gate.set()
+            await eventually(lambda: len(peer.letters) == 1, "it arrives")
+        vfs.fail = OK
+        assert "database or disk is full; what was settled since then is sent again" in node.console
+        async with relaying(world, {FABRIKAM: peer}) as node:
+            await node.empty()
+        assert len(peer.letters) == 2
+
+    run(session())
+
+
+def test_a_mailbox_that_cannot_be_written_keeps_the_mail_waiting(world: World) -> None:
+    async def session() -> None:
+        (world.folder / "mail").write_text("not a folder")
+        async with relaying(world) as node:
+            await node.send(ANNA)
+            await eventually(lambda: bool(node.message().retry_count), "tried")
+            assert "451 4.3.0 Mailbox cannot be reached" in node.message().last_error
+            assert "a message could not be delivered: Not a directory" in node.console
+            (world.folder / "mail").unlink()
+            await node.empty()
+        assert len(world.messages(ANNA)) == 1
+
+    run(session())
+
+
+def test_a_message_that_cannot_be_read_for_a_while_is_sent_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def session() -> None:
+        peer = Peer(port=free_port())
+        async with relaying(world, {FABRIKAM: peer.port}) as node:
+            await node.send(BEN)
+            await eventually(lambda: node.queue(FABRIKAM).retry_count > 0, "the host is down: out of memory")
+
+            def fails(*_: object, **__: object) -> None:
+                raise StoreFailed("queue.sqlite: disk I/O error")
+
+            with monkeypatch.context() as broken:
+                broken.setattr(node.store, "message", fails)
+                async with peer.listening():
+                    await eventually(lambda: "disk I/O error" in node.console, "told")
+                    await asyncio.sleep(0.1)
+                    broken.undo()
+                    await node.empty()
+        assert len(peer.letters) == 1
+
+    run(session())
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_queue_that_cannot_be_read_at_the_start_is_read_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def session() -> None:
+        peer = Peer()
+        monkeypatch.setattr(dispatch, "PAUSE", 0.02)
+        async with relaying(world, {FABRIKAM: free_port()}) as node:
+            await node.send(BEN)
+        real = queue_sqlite.SqliteQueue.messages
+
+        def fails(*_: object, **__: object) -> None:
+            raise StoreFailed("queue.sqlite: disk I/O error")
+
+        monkeypatch.setattr(queue_sqlite.SqliteQueue, "messages", fails)
+        async with relaying(world, {FABRIKAM: peer}) as node:
+            await eventually(lambda: "disk I/O error" in node.console, "told")
+            monkeypatch.setattr(queue_sqlite.SqliteQueue, "messages", real)
+            await node.empty()
+        assert len(peer.letters) == 1
+
+    run(session())
+
+
+def test_a_node_does_not_start_with_the_queue_of_another(world: World) -> None:
+    async def session() -> None:
+        async with relaying(world) as node:
+            await node.send(DORA)
+            with pytest.raises(AnontlsError, match="has it"):
+                async with relaying(world):
+                    pass
+            assert node.store.count == 1
+
+    run(session())
+
+
+# --- back pressure ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("max_messages", "minimum_free"), [(2, 0), (1000, 2**60)], ids=["messages", "free"])
+def test_back_pressure_is_told_at_rcpt(world: World, max_messages: int, minimum_free: int) -> None:
+    async def session() -> None:
+        async with (
+            relaying(world, {FABRIKAM: 1}, max_messages=max_messages, minimum_free=minimum_free) as node,
+            exchange_server(node.port, "edge1.contoso.com", world.certificates[EDGE]) as client,
+        ):
+            while node.store.count < max_messages == 2:
+                await node.send(BEN)
+            assert (await client.ask(f"MAIL FROM:<{BEN}>")).startswith("250")
+            assert await client.ask(f"RCPT TO:<{ANNA}>") == "452 4.3.1 Insufficient system resources"
+            assert "new mail is refused with 452" in node.console
+
+    run(session())
+
+
+def test_back_pressure_is_told_to_exchange_servers_that_relay(world: World) -> None:
+    async def session() -> None:
+        async with (
+            relaying(world, {FABRIKAM: 1}, max_messages=1) as node,
+            exchange_server(node.port, "edge1.contoso.com", world.certificates[EDGE]) as client,
+        ):
+            await node.send(EVA)
+            assert (await client.message(BEN))[-1] == "452 4.3.1 Insufficient system resources"
+
+    run(session())
