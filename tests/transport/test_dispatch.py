@@ -157,7 +157,7 @@ def test_a_session_takes_many_messages(world: World, keywords: tuple[str, ...]) 
     run(session())
 
 
-@pytest.mark.parametrize(("keywords", "window"), [(CHUNKS, 16), (PLAIN, 2), (("8BITMIME",), 1)], ids=[*IDS, "plain"])
+@pytest.mark.parametrize(("keywords", "window"), [(CHUNKS, 16), (PLAIN, 3), (("8BITMIME",), 1)], ids=[*IDS, "plain"])
 def test_a_session_holds_as_many_messages_as_hide_a_round_trip(
     world: World, keywords: tuple[str, ...], window: int
 ) -> None:
@@ -522,7 +522,7 @@ def test_what_is_kept_in_memory_is_bounded(world: World, monkeypatch: pytest.Mon
             assert kept == 10_000 // (len(RECEIVED) + len(content))
             peer.gate.set()
             await node.empty()
-            assert len(node.dispatcher.memory) == 0
+            await eventually(lambda: len(node.dispatcher.memory) == 0, "what has left is forgotten")
             for _ in range(3):  # what was freed is there again
                 await node.send(BEN, content=content)
             await node.empty()

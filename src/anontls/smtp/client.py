@@ -17,8 +17,6 @@ What is said and how its answer is read stand together here, because they must a
 
 from __future__ import annotations
 
-import base64
-import binascii
 import enum
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,10 +25,9 @@ from typing import Final, TypeAlias
 import msgspec
 
 from anontls.smtp import syntax
+from anontls.smtp.authentication import AuthenticatingClient
 from anontls.smtp.errors import LocalProtocolError, RemoteProtocolError
 from anontls.smtp.events import (
-    Authenticated,
-    Challenge,
     ClientClosed,
     ClientEvent,
     Ready,
@@ -80,17 +77,17 @@ class _Wants(enum.Enum):
     END = enum.auto()
 
 
-class ClientSession:
+class ClientSession(AuthenticatingClient):
     """One sending session.  Only RemoteProtocolError may escape `receive`, whatever the bytes."""
 
     def __init__(self, settings: ClientSettings, *, trace: Trace | None = None) -> None:
         if not syntax.valid_hello(settings.hello):
             raise LocalProtocolError(f"no name for EHLO: {settings.hello!r}")
+        super().__init__()
         self.settings = settings
         self.state = ClientState.GREETING
         self.tls: TlsVerb | None = None
         self.greeting: Reply | None = None
-        self.extensions: dict[str, tuple[str, ...]] = {}  # of the last EHLO answer; empty until there is one
         self._trace = trace
         self._reader = ReplyReader()
         self._wanted: deque[tuple[_Wants, Message | None]] = deque([(_Wants.GREETING, None)])
@@ -102,7 +99,6 @@ class ClientSession:
         self._reset = False  # RSET before the next MAIL
         self._quitting = False
         self._verb: TlsVerb = "STARTTLS"
-        self._auth_verb = ""
         self._hello_verb = "LHLO" if settings.lmtp else "EHLO"
         self._late: list[ClientEvent] = []  # happened while sending
 
@@ -120,10 +116,13 @@ class ClientSession:
 
     @property
     def room(self) -> int:
-        """Messages that may be queued now and hide a round trip: a window with CHUNKING, else one behind the other."""
+        """Messages that may be queued now and hide a round trip.
+
+        With CHUNKING a window.  With DATA and PIPELINING one that is sent, and two whose commands leave with it.
+        """
         if self.state is not ClientState.READY or self._quitting:
             return 0
-        window = self.settings.window if self._chunking else 2 if self._pipelining else 1
+        window = self.settings.window if self._chunking else 3 if self._pipelining else 1
         return max(0, window - len(self._unsettled) - len(self._queue))
 
     def receive(self, data: bytes) -> list[ClientEvent]:
@@ -159,8 +158,7 @@ class ClientSession:
 
     def start_tls(self, verb: TlsVerb) -> None:
         """Ask for TLS; `StartTlsNow` or `TlsRefused` follows."""
-        if not self.idle or self._quitting or self._wanted:
-            raise LocalProtocolError(f"{verb} while waiting for {self.state.value}")
+        self._nothing_awaited(verb)
         if verb not in self.extensions:
             raise LocalProtocolError(f"the peer does not offer {verb}")
         self._go(f"send {verb}")
@@ -174,27 +172,6 @@ class ClientSession:
         self.extensions = {}
         self._reader = ReplyReader()
         self._hello()
-
-    def authenticate(
-        self, verb: str, mechanism: str, initial: bytes | None = None, *, variant: str | None = None
-    ) -> None:
-        """Begin AUTH or X-EXPS; `Challenge`, `Authenticated` or `Refused` follows."""
-        if not self.idle or self._quitting or self._wanted:
-            raise LocalProtocolError(f"{verb} while waiting for {self.state.value}")
-        if verb not in {"AUTH", "X-EXPS"} or mechanism not in self.extensions.get(verb, ()):
-            raise LocalProtocolError(f"the peer does not offer {verb} {mechanism}")
-        words = [verb, mechanism] if variant is None else [verb, mechanism, variant]
-        shown = " ".join(words).encode("ascii")
-        self._go("send AUTH")
-        self._auth_verb = verb
-        token = b"" if initial is None else b" " + (base64.b64encode(initial) or b"=")
-        self._command(shown + token, _Wants.AUTH, shown=shown)
-
-    def respond(self, data: bytes | None) -> None:
-        """Answer a challenge; None breaks the authentication off."""
-        self._go("send response")
-        line = b"*" if data is None else base64.b64encode(data)
-        self._command(line, _Wants.AUTH, shown=b"<authentication response>")
 
     def send(self, envelope: Envelope, content: Content) -> list[ClientEvent]:
         """Queue a message.  One that this peer cannot be given is refused here and now, and nothing of it is sent.
@@ -226,6 +203,10 @@ class ClientSession:
         events, self._late = self._late, []
         self._close(None, events)
         return events
+
+    def _nothing_awaited(self, verb: str) -> None:
+        if not self.idle or self._quitting or self._wanted:
+            raise LocalProtocolError(f"{verb} while waiting for {self.state.value}")
 
     @property
     def _chunking(self) -> bool:
@@ -339,6 +320,9 @@ class ClientSession:
         if self._trace:
             self._trace(">", line if shown is None else shown)
 
+    def _say_authentication(self, line: bytes, shown: bytes) -> None:
+        self._command(line, _Wants.AUTH, shown=shown)
+
     def _want(self, wants: _Wants, message: Message | None) -> None:
         self._wanted.append((wants, message))
         if message is not None:
@@ -356,7 +340,7 @@ class ClientSession:
     def _answer(self, reply: Reply, events: list[ClientEvent], *, last: bool) -> bool:
         """Take one reply; false when it ends the session."""
         if self._trace:
-            self._trace("<", b"334 <authentication response>" if reply.code == 334 else reply.encode()[:-2])
+            self._trace("<", self._shown(reply))
         if not self._wanted:
             if reply.code == 421:  # [RFC5321 3.8] may come at any time
                 self._close(reply, events)
@@ -420,22 +404,6 @@ class ClientSession:
             return
         self._go("refused")
         events.append(Refused("HELO" if helo else self._hello_verb, reply))
-
-    def _authentication_answer(self, reply: Reply, events: list[ClientEvent]) -> None:
-        if reply.code == 334:
-            try:
-                challenge = base64.b64decode(reply.lines[0].encode("ascii"), validate=True)
-            except (binascii.Error, ValueError):
-                raise RemoteProtocolError("a challenge that is not base64") from None
-            self._go("334")
-            events.append(Challenge(challenge))
-        elif reply.code == 235:
-            self._go("235")
-            events.append(Authenticated(reply))
-        else:
-            _must_be(reply.code >= 400, self._auth_verb, reply)
-            self._go("refused")
-            events.append(Refused(self._auth_verb, reply))
 
     def _more_to_come(self, message: Message, reply: Reply) -> bool:
         """LMTP answers the end of data once for each recipient that RCPT took [RFC2033 4.2]."""

@@ -42,6 +42,11 @@ class Owner(Protocol):
     sessions_per_destination: int
     stopping: bool
 
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is to be sent now."""
+        ...
+
     def clock(self) -> float:
         """Unix seconds; does not jump."""
         ...
@@ -256,7 +261,7 @@ class DestinationQueue(ABC):
 
     def _pump(self) -> None:
         self._woken = False
-        if self.sending and not self.owner.stopping:
+        if self.sending and not self.owner.paused:
             self._send()
 
     def _take(self) -> Job | None:

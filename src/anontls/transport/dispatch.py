@@ -91,6 +91,7 @@ class Dispatcher:
             mta=node.fqdn,
             postmaster=config.postmaster or f"postmaster@{destinations.postmaster_domain() or node.fqdn}",
             accepted=self.accepted,
+            eased=self._wake_all,
             say=say,
         )
 
@@ -141,6 +142,15 @@ class Dispatcher:
     def oldest(self) -> float | None:
         """When the message came that waits longest; Unix seconds."""
         return next((queued.arrived for queued in self.store.messages()), None)
+
+    def _wake_all(self) -> None:
+        for queue in self.queues.values():
+            queue.wake()
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is to be sent now."""
+        return self.stopping or self.settlement.congested
 
     def clock(self) -> float:
         """Unix seconds as they have passed since the start, whatever becomes of the system's clock."""

@@ -16,6 +16,7 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -100,7 +101,9 @@ class SqliteQueue:
         )
         self._closing = False
         self._failure = ""  # of the last attempt that failed
-        self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._handing: list[_Job] = []  # jobs that the thread does not know of yet
+        self._handed: deque[_Job] = deque()  # of the thread: it knows of them, and has not begun
+        self._waiting: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="queue", daemon=True)
         self._thread.start()
 
@@ -113,8 +116,16 @@ class SqliteQueue:
             future.set_exception(self._error("closed"))
         else:
             bodies = tuple(n.body.in_memory() if isinstance(n.body, Body) else n.body for n in work.accepted)
-            self._waiting.put(_Job(Change(work, bodies), future))
+            self._handing.append(_Job(Change(work, bodies), future))
+            if len(self._handing) == 1:
+                self._loop.call_soon(self._hand_over)
         return future
+
+    def _hand_over(self) -> None:
+        """All that came in this round of the loop; waking the thread costs more than the rest."""
+        jobs, self._handing = self._handing, []
+        if jobs:
+            self._waiting.put(jobs)
 
     def refusal(self) -> Reply | None:
         return self._pressure.refusal(self.count)
@@ -131,6 +142,7 @@ class SqliteQueue:
     async def close(self) -> None:
         if not self._closing:
             self._closing = True
+            self._hand_over()
             self._waiting.put(None)
             await asyncio.to_thread(self._close)
 
@@ -173,16 +185,20 @@ class SqliteQueue:
         """What waits, as much as goes into one transaction, and whether nothing follows any more."""
         jobs: list[_Job] = []
         octets = 0
-        with suppress(queue.Empty):
-            job = self._waiting.get(timeout=wait)
-            while job is not None:
+        while True:
+            while self._handed:
+                job = self._handed.popleft()
                 jobs.append(job)
                 octets += job.octets
                 if len(jobs) == BATCH or octets >= BATCH_OCTETS:
                     return jobs, False
-                job = self._waiting.get_nowait()
-            return jobs, True
-        return jobs, False
+            try:
+                handed = self._waiting.get_nowait() if jobs else self._waiting.get(timeout=wait)
+            except queue.Empty:
+                return jobs, False
+            if handed is None:
+                return jobs, True
+            self._handed.extend(handed)
 
     def _make_durable(self, jobs: list[_Job]) -> list[_Job]:
         """Answers the jobs; returns those that have to be tried again."""

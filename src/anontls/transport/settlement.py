@@ -16,6 +16,7 @@ from anontls.transport.memory import Memory
 from anontls.transport.metrics import Metrics
 from anontls.transport.queue import New, Pending, Queued, QueueStore, Work
 
+MAX_WAITING = 1000  # messages whose verdict is not durable yet; a crash would send all of them again
 DELAYED = Reply(451, ("4.4.7 Delivery is delayed",))
 
 
@@ -23,7 +24,8 @@ class Settlement:
     """Applies verdicts.
 
     A message that comes in here is held in `Memory`; it is released when the store has what was decided.  ``accepted``
-    hears of notifications once they are durable: they are messages like any others.
+    hears of notifications once they are durable: they are messages like any others.  ``eased`` is called when
+    `congested` ends.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Settlement:
         mta: str,
         postmaster: str,
         accepted: Callable[[Queued], None],
+        eased: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
         self.store = store
@@ -47,7 +50,9 @@ class Settlement:
         self.mta = mta
         self.postmaster = postmaster
         self._accepted = accepted
+        self._eased = eased
         self._say = say
+        self._outstanding = 0
         self._settled: list[tuple[int, int]] = []
         self._deferred: list[tuple[int, Pending]] = []
         self._held: list[int] = []
@@ -135,6 +140,11 @@ class Settlement:
             self._changing = True
             asyncio.get_running_loop().call_soon(self.commit)
 
+    @property
+    def congested(self) -> bool:
+        """Whether the disk does not keep up: nothing more should be sent now."""
+        return self._outstanding >= MAX_WAITING
+
     def commit(self) -> None:
         """Hand what was decided to the store."""
         self._changing = False
@@ -142,6 +152,7 @@ class Settlement:
         settled, self._settled = self._settled, []
         deferred, self._deferred = self._deferred, []
         if settled or deferred:
+            self._outstanding += len(held)
             future = self.store.commit(Work(settled=settled, deferred=deferred))
             future.add_done_callback(partial(self._durable, held))
         else:
@@ -232,8 +243,12 @@ class Settlement:
                 self._accepted(queued_from(identity, new))
 
     def _durable(self, held: list[int], future: asyncio.Future[list[int]]) -> None:
+        was_congested = self.congested
+        self._outstanding -= len(held)
         if self._holds(future):
             self.memory.release(held)
+        if was_congested and not self.congested:
+            self._eased()
 
     def _holds(self, future: asyncio.Future[list[int]]) -> bool:
         """Whether the change is durable.  The store gives up on none of this kind, unless it is closed before."""
