@@ -26,7 +26,7 @@ class Nowhere:
         self.counting = counting
         self.count = 0
 
-    def accepts(self, address: str) -> Reply | None:
+    def accepts(self, address: str, *, local: bool) -> Reply | None:
         """Every recipient is known."""
         return None
 

@@ -93,6 +93,13 @@ def test_everything(tmp_path: Path) -> None:
             "postmaster": "postmaster@contoso.com",
             "control": "control",
         },
+        "kerberos": {
+            "keytab": "mbx1.keytab",
+            "credential-cache": "FILE:/run/anontls/ccache",
+            "realm": "CONTOSO.COM",
+            "exchangeauth": "anontls",
+            "deadline": 2.5,
+        },
         "metrics": {"listen": "127.0.0.1:9464"},
         "rules": {"mailbox-to-mailbox": "verb-without-certificate"},
     }
@@ -101,7 +108,7 @@ def test_everything(tmp_path: Path) -> None:
             f"{key} = {msgspec.json.encode(value).decode()}\n" for key, value in keys.items()
         )
     found = loaded(tmp_path, text)
-    for table in ("limits", "log", "queue", "metrics"):
+    for table in ("limits", "log", "queue", "kerberos", "metrics"):
         assert msgspec.to_builtins(getattr(found, table)) == given[table]
     assert found.selection_rules.mailbox_to_mailbox == "verb-without-certificate"
 
@@ -168,6 +175,11 @@ expired-starttls = 5
             "delivery.protocol: an Exchange server as the next hop speaks smtp",
         ),
         ('maildir = "mail"', 'next-hop = "a"', "delivery.next-hop: 'a' is not HOST:PORT or [IPv6]:PORT"),
+        (
+            'maildir = "mail"',
+            'maildir = "mail"\n[kerberos]\nrealm = "CONTOSO.COM"',
+            "kerberos: neither keytab nor credential-cache is given, so nothing else here has an effect",
+        ),
         ("127.0.0.1:2525", "127.0.0.1", "listen[0].address: '127.0.0.1' is not HOST:PORT or [IPv6]:PORT"),
         ("127.0.0.1:2525", "::1:25", "listen[0].address: '::1:25' is not HOST:PORT or [IPv6]:PORT"),
         ("127.0.0.1:2525", "127.0.0.1:70000", "listen[0].address: '127.0.0.1:70000' is not HOST:PORT or [IPv6]:PORT"),

@@ -161,6 +161,42 @@ class Queue(Table, frozen=True, kw_only=True, rename="kebab"):
     ] = None
 
 
+class Kerberos(Table, frozen=True, kw_only=True, rename="kebab"):
+    """How Mailbox servers prove to each other which they are.  Without keytab and credential cache there is no Kerberos."""
+
+    keytab: Annotated[
+        str | None,
+        Meta(
+            description="File with the keys of the computer account (`MBX1$`) and of SMTPSVC/<FQDN>; mode 0600. Without"
+            " it nothing is accepted."
+        ),
+    ] = None
+    credential_cache: Annotated[
+        str | None,
+        Meta(
+            description="Credential cache, such as FILE:/run/anontls/ccache, that somebody else fills or the keytab"
+            " does; in memory when not given."
+        ),
+    ] = None
+    realm: Annotated[
+        str | None,
+        Meta(description="Realm of the computer accounts; when not given, the DNS domain of each server in capitals."),
+    ] = None
+    exchangeauth: Annotated[
+        Literal["off", "anontls"],
+        Meta(
+            description="X-EXPS EXCHANGEAUTH between nodes of this program, with a token of its own: not that of"
+            " Exchange, which is not published."
+        ),
+    ] = "off"
+    deadline: Annotated[Seconds, Meta(description="Wait this long for a ticket.")] = 10.0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is Kerberos at all."""
+        return self.keytab is not None or self.credential_cache is not None
+
+
 class Metrics(Table, frozen=True, kw_only=True, rename="kebab"):
     """Figures for Prometheus at /metrics, and /health."""
 
@@ -200,6 +236,7 @@ class Config(Table, frozen=True, kw_only=True, rename="kebab"):
     limits: Limits = Limits()
     delivery: Delivery = Delivery()
     queue: Queue = Queue()
+    kerberos: Kerberos = Kerberos()
     metrics: Metrics = Metrics()
     log: Log = Log()
     rules: Annotated[dict[str, str], Meta(description="Rules of selection other than the default.")] = {}
@@ -299,6 +336,8 @@ def _contradictions(config: Config) -> Iterator[str]:
                 host_and_port(address)
             except ValueError as e:
                 yield f"{name}: {e}"
+    if not config.kerberos.wanted and config.kerberos != Kerberos():
+        yield "kerberos: neither keytab nor credential-cache is given, so nothing else here has an effect"
     if delivery.next_hop_server is not None and delivery.protocol == "lmtp":
         yield "delivery.protocol: an Exchange server as the next hop speaks smtp"
 

@@ -71,7 +71,7 @@ _ROWS = (
         level="error",
         category="SmtpSend",
         text="{server} could not prepare credentials for the Send connector {connector}: {error}."
-        " Mechanism: {mechanism}, target: {target}.",
+        " Mechanism: {mechanism}, target: {target} at {address}.",
         when="credentials cannot be set up before an outbound authentication",
         remedy="Enter the credential again: `Set-SendConnector {connector} -AuthenticationCredential (Get-Credential)`.",
     ),
@@ -80,7 +80,8 @@ _ROWS = (
         name="SmtpSendOutboundAuthenticationFailed",
         level="error",
         category="SmtpSend",
-        text="An outbound authentication on the Send connector {connector} failed: {error}. Mechanism: {mechanism}, target: {target}.",
+        text="An outbound authentication on the Send connector {connector} failed: {error}."
+        " Mechanism: {mechanism}, target: {target} at {address}.",
         when="the sender cannot get a Kerberos ticket for the target, or the target refuses it",
         remedy="Check the domain controller, the trust, and the service principal name: `setspn -Q {target}`.",
     ),

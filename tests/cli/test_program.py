@@ -91,18 +91,3 @@ def test_demo(anontls: Anontls, tmp_path: Path, language: str) -> None:
     assert "12015" in ran.out and "EDGE1" in ran.out
     assert {p.name for p in folder.iterdir()} == {"export", "org.json", "decision.svg", "lab"}
     assert anontls("demo", "-o", folder).status == 2, "nothing is overwritten"
-
-
-def test_every_command_line_of_the_readme_is_understood(anontls: Anontls) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    lines = [
-        line.partition("$ anontls ")[2].split("  ")[0].split("#")[0]
-        for line in readme.splitlines()
-        if "$ anontls " in line
-    ]
-    assert len(lines) > 8
-    for line in lines:
-        options = [word for word in line.split() if word.startswith("-")]
-        command = next(word for word in line.split() if not word.startswith("-"))
-        known = anontls(*([command, line.split()[1]] if command == "org" else [command]), "--help").out
-        assert all(option in known for option in options), line

@@ -278,7 +278,7 @@ def test_wrong_usage_says_what_there_is(anontls: Anontls, org: Path, arguments: 
 def test_needs_facts_or_an_organisation(anontls: Anontls, tmp_path: Path) -> None:
     assert anontls("select").status == 2
     assert anontls("select", "--org", tmp_path / "none.json").status == 2
-    assert anontls("select", "--org", "ldaps://dc1.contoso.com").status == 2
+    assert anontls("select", "--org", "ldaps://").status == 2
     assert anontls("select", "--facts", tmp_path / "none.json").status == 2
     ran = anontls("select", "--facts", tmp_path / "none.json", "--server", "MBX1")
     assert ran.status == 2 and "go with --org" in ran.err

@@ -229,8 +229,8 @@ def test_a_snapshot_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("org", "message"),
     [
-        ("ldap://dc1", "not in this version"),
-        ("LDAPS://dc1", "not in this version"),
+        ("ldap://", "not of the form ldaps://HOST"),
+        ("LDAPS://dc1.contoso.com/DC=contoso", "not of the form ldaps://HOST"),
         ("nothing", "No such file"),
         ("", "ORG is empty"),
         ("x" * 300, "too long"),

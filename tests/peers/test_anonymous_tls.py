@@ -14,9 +14,10 @@ import pytest
 from anontls.certstore import write
 from anontls.transport.lab import EDGE
 from tests.peers.conftest import Peer
-from tests.peers.node import Node, expiry
+from tests.peers.node import Node, edge, expiry
 from tests.peers.program import Program
 
+NOBODY = 9  # a port where nobody listens; nothing is sent there
 VERBS = ("STARTTLS", "X-ANONYMOUSTLS")
 
 
@@ -61,31 +62,32 @@ def test_gnutls_cli_starts_tls_at_the_end_of_its_input(peer: Peer, node: Node, t
     assert saved.read_text() == node.pem("X-ANONYMOUSTLS")
 
 
-def test_gnutls_cli_shows_a_certificate_of_its_own(peer: Peer, node: Node, tmp_path: Path) -> None:
+def test_gnutls_cli_shows_a_certificate_of_its_own(peer: Peer, tmp_path: Path) -> None:
     """The receiver asks for any certificate; the one that the directory holds for the name in EHLO gives rights."""
-    own = node.lab.certificates[EDGE]
-    write.prepare(tmp_path / "store")
-    write.add(tmp_path / "store", own.certificate, own.key)
-    (certificate,) = (p for p in (tmp_path / "store").iterdir() if b"BEGIN CERTIFICATE" in p.read_bytes())
-    (key,) = (p for p in (tmp_path / "store").iterdir() if b"PRIVATE KEY" in p.read_bytes())
-    command = [peer("gnutls-cli"), "--starttls", "--insecure", "--x509certfile", certificate, "--x509keyfile", key]
-    for name, allowed in ((node.fqdn, True), ("mbx1.contoso.com", False)):
-        with Program([*command, "--port", str(node.port), "127.0.0.1"]) as client:
-            client.say(f"EHLO {name}")
-            client.expect("^250 ")
-            client.say("X-ANONYMOUSTLS")
-            client.expect("^220 2")
-            client.signal(signal.SIGALRM)
-            client.expect("^- Options:")
-            for line, answer in (
-                (f"EHLO {name}", "^250 "),
-                ("MAIL FROM:<ben@fabrikam.com>", "^250 2"),
-                ("RCPT TO:<eva@elsewhere.test>", "^250 2" if allowed else "^550 5.7.54"),  # no relay for others
-                ("QUIT", "^221 "),
-            ):
-                client.say(line)
-                client.expect(answer)
-            assert client.ended() == 0
+    with edge(tmp_path / "lab", next_hop=NOBODY) as node:  # a node with mailboxes alone relays for nobody
+        own = node.lab.certificates[EDGE]
+        write.prepare(tmp_path / "store")
+        write.add(tmp_path / "store", own.certificate, own.key)
+        (certificate,) = (p for p in (tmp_path / "store").iterdir() if b"BEGIN CERTIFICATE" in p.read_bytes())
+        (key,) = (p for p in (tmp_path / "store").iterdir() if b"PRIVATE KEY" in p.read_bytes())
+        command = [peer("gnutls-cli"), "--starttls", "--insecure", "--x509certfile", certificate, "--x509keyfile", key]
+        for name, allowed in ((node.fqdn, True), ("mbx1.contoso.com", False)):
+            with Program([*command, "--port", str(node.port), "127.0.0.1"]) as client:
+                client.say(f"EHLO {name}")
+                client.expect("^250 ")
+                client.say("X-ANONYMOUSTLS")
+                client.expect("^220 2")
+                client.signal(signal.SIGALRM)
+                client.expect("^- Options:")
+                for line, answer in (
+                    (f"EHLO {name}", "^250 "),
+                    ("MAIL FROM:<ben@fabrikam.com>", "^250 2"),
+                    ("RCPT TO:<eva@elsewhere.test>", "^250 2" if allowed else "^550 5.7.54"),  # no relay for others
+                    ("QUIT", "^221 "),
+                ):
+                    client.say(line)
+                    client.expect(answer)
+                assert client.ended() == 0
 
 
 MODULE = {

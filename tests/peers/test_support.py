@@ -28,10 +28,10 @@ def test_a_missing_peer_is_skipped_and_in_ci_a_failure(peer: Peer, monkeypatch: 
 def test_every_peer_is_installed_by_the_script() -> None:
     used = {
         name
-        for path in FOLDER.glob("test_*.py")
-        for name in re.findall(r"""peer\(["']([\w-]+)["']""", path.read_text())
+        for path in (*FOLDER.glob("test_*.py"), *(FOLDER.parent / "ad").glob("*.py"))
+        for name in re.findall(r"""peer\(["']([\w.-]+)["']""", path.read_text())
     }
-    installed = set(re.findall(r"^  ([\w-]+) [\w-]+$", (FOLDER / "install.sh").read_text(), re.MULTILINE))
+    installed = set(re.findall(r"^  ([\w.-]+) [\w-]+$", (FOLDER / "install.sh").read_text(), re.MULTILINE))
     assert used - {"no-such-peer", "sh"} == installed
 
 

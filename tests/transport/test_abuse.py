@@ -249,7 +249,7 @@ def test_slow_clients(world: World, what: str) -> None:
                     for _ in range(200 if what == "one octet after the other" else 0):
                         await client.send(b"x")
                         await asyncio.sleep(0.02)
-                except ConnectionError:
+                except (ConnectionError, RuntimeError):  # of uvloop's, for a transport that was closed meanwhile
                     pass
                 rest = await client.rest()
                 assert what == "one octet after the other" or rest.endswith(b"421 4.4.1 Connection timed out\r\n")
@@ -275,7 +275,7 @@ def test_a_handshake_that_does_not_go_on(world: World, sent: bytes) -> None:
             await alive(node)
 
     run(session())
-    assert "TLS handshake timed out" in world.log(EDGE, "Receive")
+    assert "TLS negotiation failed with error the handshake timed out" in world.log(EDGE, "Receive")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -366,6 +367,27 @@ def test_a_next_hop_that_is_a_server() -> None:
     assert shown(found.of("a@b.example")) == ("SmtpRelayWithinAdSiteToEdge", "127.0.0.1", INBOUND, "Internal")
     (hop,) = hops(found, "a@b.example")
     assert (hop.host, hop.port, hop.server, hop.send_connector) == ("127.0.0.1", 2525, "mbx1", INWARD)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"send_connector": INBOUND}, "SmartHostAuthMechanism of EdgeSync - Inbound .* is ExchangeServer"),
+        ({"delivery_type": "SmtpRelayToDag"}, "SmtpRelayToDag leads to a server of the organisation"),
+        ({"next_hop": "MBX1:2525"}, "MBX1 is the server MBX1"),
+    ],
+)
+def test_a_next_hop_that_must_be_an_exchange_server_is_named(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        known(world(INWARD), "EDGE1", **{"next_hop": "127.0.0.1:25", **given})
+
+
+def test_a_connector_that_requires_tls() -> None:
+    required = msgspec.structs.replace(smart_hosts("relay.example"), require_tls=True)
+    found = known(world(required), "MBX1")
+    assert [hop.require_tls for hop in hops(found, "a@b.example")] == [True]
+    (hop,) = hops(known(world(smart_hosts("relay.example")), "MBX1"), "a@b.example")
+    assert not hop.require_tls, "unknown"
 
 
 @pytest.mark.parametrize("wrong", [{"next_hop_server": "MBX9"}, {"send_connector": "Other"}])

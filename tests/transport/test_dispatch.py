@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from anontls.errors import UsageError
-from anontls.transport import dispatch, memory, send, session_queue
+from anontls.transport import dispatch, memory, send, session_queue, sweep
 from anontls.transport.control_client import ControlClient
 from anontls.transport.lab import EDGE
 from tests.transport.queue_world import (
@@ -279,10 +279,10 @@ def test_an_empty_queue_is_shown_for_a_while(world: World, monkeypatch: pytest.M
         async with relaying(world) as node:
             await node.send(ANNA)
             await node.empty()
-            await node.dispatcher.sweep()
+            await node.dispatcher.sweep.once()
             assert [status.message_count for status in node.operations.queues()] == [0]
-            monkeypatch.setattr(dispatch, "QUEUE_STAYS", 0.0)
-            await node.dispatcher.sweep()
+            monkeypatch.setattr(sweep, "QUEUE_STAYS", 0.0)
+            await node.dispatcher.sweep.once()
             assert node.operations.queues() == []
 
     run(session())

@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 
-from anontls.errors import AnontlsError
-from anontls.smtp import exchange
-from anontls.transport import dispatch, queue, queue_file, queue_sqlite, session_queue
+from anontls.transport import dispatch, session_queue
 from anontls.transport.destination_queue import DestinationQueue
 from anontls.transport.lab import EDGE
 from anontls.transport.mx import HostsFailed
-from anontls.transport.queue import StoreFailed
+from anontls.transport.queue import Queued
 from tests.certstore.make import make
 from tests.transport.queue_world import (
     BREAK,
     CARL,
     CHUNKS,
-    DORA,
-    EVA,
     HANG,
     PLAIN,
     TO_INTERNET,
     Peer,
-    QueueNode,
     free_port,
     relaying,
     reported,
     smart_host,
 )
-from tests.transport.test_queue_disk import another_process
-from tests.transport.vfs import FULL, IO_ERROR, OK, READ_ONLY, RecordingVfs
-from tests.transport.world import ANNA, BEN, MESSAGE, Hop, World, eventually, exchange_server, run
+from tests.transport.world import ANNA, BEN, MESSAGE, Hop, World, eventually, run
 
 FABRIKAM = "fabrikam.com"
 TAILSPIN = "tailspin.example"
@@ -283,20 +276,18 @@ def test_mail_in_circles_ends(world: World) -> None:
 
 THROUGH_EDGE = msgspec.structs.replace(TO_INTERNET, source_transport_servers=(EDGE,))
 REFUSED = "451 5.7.3 Cannot achieve Exchange Server authentication"
-HOPS = {
-    "verb not offered": Hop(ehlo=b"250-edge1 Hello\r\n250-STARTTLS\r\n250 8BITMIME\r\n"),
-    "verb refused": Hop({"X-ANONYMOUSTLS": b"454 4.7.0 not now\r\n"}),
-    "handshake broken": Hop(instead_of_tls=b""),
-    "another certificate": Hop(own=make("rsa", name="edge1")),
-    "530": Hop({"MAIL": b"530 5.7.57 Client not authenticated to send mail\r\n"}),
+HOPS: dict[str, Callable[[World], Hop]] = {
+    "verb not offered": lambda _: Hop(ehlo=b"250-edge1 Hello\r\n250-STARTTLS\r\n250 8BITMIME\r\n"),
+    "verb refused": lambda _: Hop({"X-ANONYMOUSTLS": b"454 4.7.0 not now\r\n"}),
+    "handshake broken": lambda _: Hop(instead_of_tls=b""),
+    "another certificate": lambda _: Hop(own=make("rsa", name="edge1")),
+    "530": lambda world: Hop({"MAIL": b"530 5.7.57 Client not authenticated\r\n"}, own=world.certificates[EDGE]),
 }
 
 
 @pytest.mark.parametrize("how", HOPS)
 def test_mail_between_exchange_servers_waits_for_anonymous_tls(world: World, how: str) -> None:
-    hop = HOPS[how]
-    if how == "530":
-        hop.own = world.certificates[EDGE]
+    hop = HOPS[how](world)
 
     async def session() -> None:
         async with (
@@ -368,7 +359,7 @@ def test_each_recipient_without_a_route_is_returned_with_its_own_reason(world: W
             await node.send(CARL, sender=ANNA)
             await eventually(lambda: any(q.retry_count for q in node.dispatcher.queues.values()), "tried")
             await asyncio.sleep(0.05)
-            await node.dispatcher.sweep()
+            await node.dispatcher.sweep.once()
             await node.empty()
         told = {address: message for message in world.messages(ANNA) for address in reported(message)}
         assert b"holds fabrikam.com" in told[BEN] and b"holds tailspin.example" in told[CARL]
@@ -419,6 +410,29 @@ def test_what_had_no_verdict_before_a_reload_goes_the_new_way_afterwards(world: 
     run(session())
 
 
+def test_mail_that_comes_in_while_all_is_routed_again_is_sent_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads the store may find a message before its session hears that it is durable."""
+
+    async def session() -> None:
+        peer = Peer(*CHUNKS)
+        peer.gate.clear()
+        async with relaying(world, {FABRIKAM: peer}) as node:
+            accepted = node.dispatcher.accepted
+            late: list[Queued] = []
+            monkeypatch.setattr(node.dispatcher, "accepted", late.append)
+            await node.send(BEN)
+            node.dispatcher.reroute()
+            await eventually(lambda: peer.waiting == 1, "it is found in the store")
+            accepted(*late)
+            peer.gate.set()
+            await node.empty()
+        assert len(peer.letters) == 1
+
+    run(session())
+
+
 # --- the clock --------------------------------------------------------------------------------------------------------
 
 
@@ -432,8 +446,8 @@ def test_a_clock_that_jumps_returns_no_mail(world: World, days: int) -> None:
             await node.send(BEN, sender=ANNA)
             await eventually(lambda: node.queue(FABRIKAM).retry_count > 0, "the host is down")
             away = timedelta(days=days)
-            await node.dispatcher.sweep()
-            await node.dispatcher.sweep()
+            await node.dispatcher.sweep.once()
+            await node.dispatcher.sweep.once()
             await node.send(BEN, sender=ANNA)
             assert node.store.count == 2 and not world.messages(ANNA)
             assert node.console.count("the clock of the system jumped by") == 1
@@ -441,201 +455,5 @@ def test_a_clock_that_jumps_returns_no_mail(world: World, days: int) -> None:
             async with peer.listening():
                 await node.empty()
         assert len(peer.letters) == 2 and not world.messages(ANNA)
-
-    run(session())
-
-
-# --- the disk ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def vfs() -> Iterator[RecordingVfs]:
-    with RecordingVfs().installed() as installed:
-        yield installed
-
-
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue_sqlite, "PAUSE", 0.02)
-    monkeypatch.setattr(queue, "PAUSE", 0.02)
-    monkeypatch.setattr(queue_file, "BUSY", 0.05)
-
-
-async def fails_and_recovers(node: QueueNode, peer: Peer, fail: Callable[[], None], mend: Callable[[], None]) -> None:
-    """Three messages are on their way when the disk fails; they arrive, once, and all goes on when it is mended."""
-    peer.gate.clear()
-    for _ in range(3):
-        await node.send(BEN)
-    await eventually(lambda: peer.waiting > 0, "on their way")
-    fail()
-    assert await node.accept(BEN) == exchange.INSUFFICIENT_RESOURCES
-    assert node.delivery.accepts(ANNA) == exchange.INSUFFICIENT_RESOURCES
-    peer.gate.set()
-    await eventually(lambda: len(peer.letters) == 3, "what was on its way arrives")
-    await asyncio.sleep(0.1)
-    assert node.store.count == 3, "but that is not durable yet"
-    assert await node.accept(BEN) == exchange.INSUFFICIENT_RESOURCES
-    mend()
-    await node.empty()
-    assert len(node.dispatcher.memory) == 0
-    assert node.delivery.accepts(ANNA) is None
-    await node.send(BEN)
-    await node.empty()
-    assert len(peer.letters) == 4, "and nothing twice"
-    assert node.console.count("new mail is refused with 452") == 1
-    assert node.console.count("new mail is taken again") == 1
-
-
-@pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize("code", [FULL, IO_ERROR, READ_ONLY], ids=["full", "I/O error", "read-only"])
-def test_a_disk_that_cannot_be_written_loses_nothing(world: World, vfs: RecordingVfs, code: int) -> None:
-    async def session() -> None:
-        peer = Peer(*CHUNKS)
-        async with relaying(world, {FABRIKAM: peer}) as node:
-            await fails_and_recovers(node, peer, lambda: setattr(vfs, "fail", code), lambda: setattr(vfs, "fail", OK))
-
-    run(session())
-
-
-@pytest.mark.usefixtures("hasty")
-def test_a_database_that_another_process_locks_loses_nothing(world: World) -> None:
-    async def session() -> None:
-        peer = Peer(*CHUNKS)
-        async with relaying(world, {FABRIKAM: peer}) as node:
-            lock = another_process(world.folder / "queue.sqlite")
-            process = None
-
-            def take() -> None:
-                nonlocal process
-                process = lock.__enter__()
-
-            def give() -> None:
-                assert process is not None
-                process.communicate("go\n")
-                lock.__exit__(None, None, None)
-
-            await fails_and_recovers(node, peer, take, give)
-
-    run(session())
-
-
-@pytest.mark.usefixtures("hasty")
-def test_a_stop_while_the_disk_is_full_says_what_is_sent_again(world: World, vfs: RecordingVfs) -> None:
-    async def session() -> None:
-        peer = Peer()
-        async with relaying(world, {FABRIKAM: peer}) as node:
-            peer.gate.clear()
-            await node.send(BEN)
-            await eventually(lambda: peer.waiting == 1, "on its way")
-            vfs.fail = FULL
-            peer.gate.set()
-            await eventually(lambda: len(peer.letters) == 1, "it arrives")
-        vfs.fail = OK
-        assert "database or disk is full; what was settled since then is sent again" in node.console
-        async with relaying(world, {FABRIKAM: peer}) as node:
-            await node.empty()
-        assert len(peer.letters) == 2
-
-    run(session())
-
-
-def test_a_mailbox_that_cannot_be_written_keeps_the_mail_waiting(world: World) -> None:
-    async def session() -> None:
-        (world.folder / "mail").write_text("not a folder")
-        async with relaying(world) as node:
-            await node.send(ANNA)
-            await eventually(lambda: bool(node.message().retry_count), "tried")
-            assert "451 4.3.0 Mailbox cannot be reached" in node.message().last_error
-            assert "a message could not be delivered: Not a directory" in node.console
-            (world.folder / "mail").unlink()
-            await node.empty()
-        assert len(world.messages(ANNA)) == 1
-
-    run(session())
-
-
-def test_a_message_that_cannot_be_read_for_a_while_is_sent_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def session() -> None:
-        peer = Peer(port=free_port())
-        async with relaying(world, {FABRIKAM: peer.port}) as node:
-            await node.send(BEN)
-            await eventually(lambda: node.queue(FABRIKAM).retry_count > 0, "the host is down: out of memory")
-
-            def fails(*_: object, **__: object) -> None:
-                raise StoreFailed("queue.sqlite: disk I/O error")
-
-            with monkeypatch.context() as broken:
-                broken.setattr(node.store, "message", fails)
-                async with peer.listening():
-                    await eventually(lambda: "disk I/O error" in node.console, "told")
-                    await asyncio.sleep(0.1)
-                    broken.undo()
-                    await node.empty()
-        assert len(peer.letters) == 1
-
-    run(session())
-
-
-@pytest.mark.usefixtures("hasty")
-def test_a_queue_that_cannot_be_read_at_the_start_is_read_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def session() -> None:
-        peer = Peer()
-        monkeypatch.setattr(dispatch, "PAUSE", 0.02)
-        async with relaying(world, {FABRIKAM: free_port()}) as node:
-            await node.send(BEN)
-        real = queue_sqlite.SqliteQueue.messages
-
-        def fails(*_: object, **__: object) -> None:
-            raise StoreFailed("queue.sqlite: disk I/O error")
-
-        monkeypatch.setattr(queue_sqlite.SqliteQueue, "messages", fails)
-        async with relaying(world, {FABRIKAM: peer}) as node:
-            await eventually(lambda: "disk I/O error" in node.console, "told")
-            monkeypatch.setattr(queue_sqlite.SqliteQueue, "messages", real)
-            await node.empty()
-        assert len(peer.letters) == 1
-
-    run(session())
-
-
-def test_a_node_does_not_start_with_the_queue_of_another(world: World) -> None:
-    async def session() -> None:
-        async with relaying(world) as node:
-            await node.send(DORA)
-            with pytest.raises(AnontlsError, match="has it"):
-                async with relaying(world):
-                    pass
-            assert node.store.count == 1
-
-    run(session())
-
-
-# --- back pressure ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("max_messages", "minimum_free"), [(2, 0), (1000, 2**60)], ids=["messages", "free"])
-def test_back_pressure_is_told_at_rcpt(world: World, max_messages: int, minimum_free: int) -> None:
-    async def session() -> None:
-        async with (
-            relaying(world, {FABRIKAM: 1}, max_messages=max_messages, minimum_free=minimum_free) as node,
-            exchange_server(node.port, "edge1.contoso.com", world.certificates[EDGE]) as client,
-        ):
-            while node.store.count < max_messages == 2:
-                await node.send(BEN)
-            assert (await client.ask(f"MAIL FROM:<{BEN}>")).startswith("250")
-            assert await client.ask(f"RCPT TO:<{ANNA}>") == "452 4.3.1 Insufficient system resources"
-            assert "new mail is refused with 452" in node.console
-
-    run(session())
-
-
-def test_back_pressure_is_told_to_exchange_servers_that_relay(world: World) -> None:
-    async def session() -> None:
-        async with (
-            relaying(world, {FABRIKAM: 1}, max_messages=1) as node,
-            exchange_server(node.port, "edge1.contoso.com", world.certificates[EDGE]) as client,
-        ):
-            await node.send(EVA)
-            assert (await client.message(BEN))[-1] == "452 4.3.1 Insufficient system resources"
 
     run(session())

@@ -15,7 +15,7 @@ from anontls.transport import send, session_queue
 from tests.transport.queue_world import BREAK, CHUNKS, PLAIN, Peer, QueueNode, relaying, reported, smart_host
 from tests.transport.world import World, run
 
-MESSAGES = 60
+MESSAGES = 40
 DOMAINS = ("contoso.com", "fabrikam.com", "tailspin.example", "wingtip.example")
 Books = Counter[tuple[int, str]]  # how often a message came to an address
 
@@ -69,7 +69,7 @@ class Storm:
                 case 1:
                     await operations.retry(queues[0])
                 case 2:
-                    await node.dispatcher.sweep()
+                    await node.dispatcher.sweep.once()
                 case _:
                     with suppress(UsageError):  # it has left meanwhile
                         await operations.suspend(identity)

@@ -213,6 +213,13 @@ def test_starttls_with_the_right_certificate_grants_nothing(world: World) -> Non
     run(session())
 
 
+def test_a_server_with_mailboxes_alone_relays_for_nobody(world: World) -> None:
+    """There is no way on from it, so what it took for others would be lost in a folder."""
+    world.deliver(EDGE, 'maildir = "mail"\ncreate-mailboxes = true')
+    assert not trusted(world, "mbx1.contoso.com", world.certificates[MAILBOX])
+    assert not (world.folder / "mail" / "far@fabrikam.com").exists()
+
+
 def test_in_clear_nobody_relays(world: World) -> None:
     async def session() -> None:
         async with world.node(EDGE) as node, greeted(node.port, "mbx1.contoso.com") as client:

@@ -183,6 +183,33 @@ def test_next_hop_down(world: World) -> None:
     assert "refused" in world.log(EDGE, "Send").lower()
 
 
+@pytest.mark.parametrize(
+    ("hop", "sent"),
+    [
+        (Hop(ehlo=b"250-mx Hello\r\n250 8BITMIME\r\n"), False),
+        (Hop({"STARTTLS": b"454 4.7.0 not now\r\n"}, ehlo=b"250-mx Hello\r\n250 STARTTLS\r\n"), False),
+        (Hop(ehlo=b"250-mx Hello\r\n250 STARTTLS\r\n"), True),
+    ],
+    ids=["not offered", "refused", "offered"],
+)
+def test_a_send_connector_that_requires_tls(world: World, hop: Hop, sent: bool) -> None:
+    hop.own = world.certificates[MAILBOX]
+
+    async def session() -> None:
+        async with hop.listening(), world.node(EDGE) as node:
+            target = NextHop(host="127.0.0.1", port=hop.port, require_tls=True, timeout=5)
+            out = OutboundSession(node.service.node, target)
+            if sent:
+                await out.open()
+                await out.close()
+            else:
+                with pytest.raises(SessionFailed, match=r"451 5\.7\.3 STARTTLS is required to send mail"):
+                    await out.open()
+
+    run(session())
+    assert not any(command.startswith("MAIL") for command in hop.clear)
+
+
 # --- the decision is not to use the verb ------------------------------------------------------------------------------
 
 

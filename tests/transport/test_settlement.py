@@ -258,7 +258,7 @@ def test_a_delay_in_a_queue_that_cannot_be_tried_is_told_once(world: World) -> N
             await node.send(DORA, sender=ANNA)
             await eventually(lambda: node.queue("wingtip.example").status.value == "Retry", "the host is down")
             for _ in range(3):
-                await node.dispatcher.sweep()
+                await node.dispatcher.sweep.once()
             await eventually(lambda: len(world.messages(ANNA)) == 1, "the notification")
             await eventually(lambda: node.store.count == 1, "the message stays")
         group = reported(world.messages(ANNA)[0])[DORA]
@@ -297,7 +297,7 @@ def test_messages_for_a_host_that_stays_down_are_returned(world: World) -> None:
             queue = node.queue("wingtip.example")
             await eventually(lambda: queue.status.value == "Retry", "the host is down")
             await asyncio.sleep(0.05)
-            await node.dispatcher.sweep()
+            await node.dispatcher.sweep.once()
             await node.empty()
             assert len(queue) == 0, "nothing is shown that is not there"
         told = [reported(message) for message in world.messages(ANNA)]
@@ -316,7 +316,7 @@ def test_what_nobody_has_tried_to_send_does_not_expire(world: World) -> None:
             await node.operations.suspend("MBX1\\1")
             await node.send(DORA, sender=ANNA)
             await asyncio.sleep(0.1)
-            await node.dispatcher.sweep()
+            await node.dispatcher.sweep.once()
             assert node.store.count == 1
             await node.operations.resume("MBX1\\1")
             await node.empty()
@@ -336,13 +336,13 @@ def test_what_could_not_be_tried_when_it_expired_is_returned_once_it_was(world: 
             await node.operations.suspend("MBX1\\1")
             await node.send(DORA, sender=ANNA)
             await asyncio.sleep(0.1)
-            await node.dispatcher.sweep()
+            await node.dispatcher.sweep.once()
             peer.greeting = "554 5.3.2 closed"
             peer.cut()
             await eventually(lambda: not peer.open, "the session ends")
             await node.operations.resume("MBX1\\1")
             await eventually(lambda: bool(node.queue("wingtip.example").last_error), "it was tried")
-            await node.dispatcher.sweep()
+            await node.dispatcher.sweep.once()
             await node.empty()
         assert reported(world.messages(ANNA)[0])[DORA]["Status"] == "4.4.7"
 

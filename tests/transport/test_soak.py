@@ -48,7 +48,7 @@ def test_idle_tls_sessions(world: World) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = SESSIONS + 500
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(wanted, hard)), hard))
-    world.deliver(EDGE, 'maildir = "mail"\ncreate-mailboxes = true')
+    world.deliver(EDGE, 'maildir = "mail"\ncreate-mailboxes = true\n\n[queue]\ndatabase = "queue.db"')
     world.limits(EDGE, sessions=SESSIONS + 100, sessions_per_peer=SESSIONS + 100)
 
     async def session() -> None:

@@ -108,7 +108,7 @@ def new(
     key_size: str,
     force: bool,
 ) -> int:
-    r"""Make a self-signed certificate as Exchange does, for five years.
+    """Make a self-signed certificate as Exchange does, for five years.
 
     It is published nowhere: the directory still names the certificate that it named before.
 
@@ -234,7 +234,7 @@ def import_(
     services: tuple[str, ...],
     friendly_name: str,
 ) -> int:
-    r"""Copy the certificate in FILE (PEM, DER or PKCS#12), its chain and its private key into the store.
+    """Copy the certificate in FILE (PEM, DER or PKCS#12), its chain and its private key into the store.
 
     The key may also be in a file beside it that has the same name and ends in .key.
 

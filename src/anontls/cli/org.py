@@ -13,7 +13,7 @@ from typing import TypeVar
 import click
 
 from anontls.cli import Exit, options
-from anontls.directory import open_organization, snapshot
+from anontls.directory import is_ldap_url, open_organization, snapshot
 from anontls.directory.completeness import Missing, missing
 from anontls.directory.exchange_export import read_export
 from anontls.errors import UsageError
@@ -40,7 +40,7 @@ def command() -> None:
 
 
 @command.command("import")
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE...")
+@click.argument("sources", nargs=-1, required=True, type=click.Path(), metavar="SOURCE...")
 @click.option(
     "-o",
     "--output",
@@ -50,12 +50,38 @@ def command() -> None:
 )
 @click.option("--server", metavar="NAME", help="Objects that do not say whose they are belong to this server.")
 @click.option("--time-zone", metavar="ZONE", help="Zone of times that were printed without one, such as Europe/Berlin.")
-def import_(sources: tuple[Path, ...], output: Path | None, server: str | None, time_zone: str | None) -> int:
-    """Read SOURCEs (files of any name, folders, .zip archives, snapshots) into one snapshot.
+@click.option(
+    "--ldap-ca",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The authorities (PEM) that a directory's certificate may come from (or set ANONTLS_LDAP_CA).",
+)
+@click.option(
+    "--ldap-bind",
+    metavar="NAME",
+    help="Log on to a directory by name and password instead of Kerberos (or set ANONTLS_LDAP_BIND).",
+)
+@click.option(
+    "--ldap-password-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Holds the password; asked for when not given (or set ANONTLS_LDAP_PASSWORD_FILE).",
+)
+def import_(
+    sources: tuple[str, ...],
+    output: Path | None,
+    server: str | None,
+    time_zone: str | None,
+    ldap_ca: Path | None,
+    ldap_bind: str | None,
+    ldap_password_file: Path | None,
+) -> int:
+    """Read SOURCEs (files, folders, .zip archives, snapshots, directories) into one snapshot.
 
     \b
     anontls org import exports/ -o org.json
     anontls org import org.json Get-Queue.txt --server MBX1 -o org.json
+    anontls org import ldap://dc1.contoso.com exports/ -o org.json
     """
     zone = None
     if time_zone is not None:
@@ -65,7 +91,14 @@ def import_(sources: tuple[Path, ...], output: Path | None, server: str | None, 
             raise UsageError(
                 f"--time-zone {time_zone}: no such zone", hint="for example Europe/Berlin or UTC"
             ) from None
-    organization = read_export(sources, server=server, zone=zone, progress=_progress if sys.stderr.isatty() else None)
+    progress = _progress if sys.stderr.isatty() else None
+    directories = []
+    for url in filter(is_ldap_url, sources):
+        if progress:
+            progress(url)
+        directories.append(_directory(url, ldap_bind, ldap_password_file, ldap_ca))
+    files = [Path(source) for source in sources if not is_ldap_url(source)]
+    organization = read_export(files, server=server, zone=zone, progress=progress, also=directories)
     data = snapshot.dump(organization)
     if output is None:
         click.echo("\n".join(map(json.printable_json, data.decode().rstrip().split("\n"))))
@@ -78,6 +111,18 @@ def import_(sources: tuple[Path, ...], output: Path | None, server: str | None, 
         click.echo("\r\x1b[K", nl=False, err=True)
     click.echo(_imported(organization), err=True)
     return Exit.DONE
+
+
+def _directory(url: str, bind: str | None, password_file: Path | None, ca: Path | None) -> Organization:
+    from anontls.directory.ldap import LdapDirectory, ldap_settings
+
+    def ask(name: str) -> str | None:
+        if not sys.stdin.isatty():
+            return None
+        return str(click.prompt(f"Password of {printable(name)}", hide_input=True, err=True))
+
+    with LdapDirectory(ldap_settings(url, bind=bind, password_file=password_file, ca=ca, ask=ask)) as directory:
+        return directory.organization(collected=options.now())
 
 
 def _progress(message: str) -> None:

@@ -78,7 +78,7 @@ def command(
     language: Language,
     as_json: bool,
 ) -> int:
-    r"""Send MESSAGE (a file, or - for standard input) in one session, and show the decision, the dialogue and the trust.
+    """Send MESSAGE (a file, or - for standard input) in one session, and show the decision, the dialogue and the trust.
 
     Exit 0 when every recipient was accepted, 3 when not: then the reply stands there, and nothing was sent in clear to an
     Exchange server.
@@ -107,13 +107,19 @@ def command(
     if connector is not None and node.server.role != "Edge":
         raise UsageError(f"--connector: {node.server.name} is no Edge server; its procedure asks for the queue")
     send_connector = None
-    if node.server.role == "Edge" and server is not None:
+    if node.server.role == "Edge" and (server is not None or connector is not None):
         known = send_connectors(node.server, node.organization)
         wanted = connector or settings.delivery.send_connector
         send_connector = next((c for c in known if wanted is None or same_name(c.identity, wanted)), None)
         if send_connector is None:
             names = ", ".join(c.identity for c in known) or "none"
             raise UsageError(f"no Send connector {wanted or ''}".rstrip(), hint=f"known: {names}")
+        if server is None and send_connector.auth_mechanism == "ExchangeServer":
+            raise UsageError(
+                f"--connector: SmartHostAuthMechanism of {send_connector.identity} is ExchangeServer, so nothing may be"
+                " sent in clear",
+                hint="--server names the Exchange server that listens there",
+            )
     hop = NextHop(
         host=host,
         port=port,

@@ -1,4 +1,4 @@
-"""Where facts come from: snapshots, exports of cmdlets, facts written by hand."""
+"""Where facts come from: snapshots, exports of cmdlets, a directory, facts written by hand."""
 
 from __future__ import annotations
 
@@ -7,28 +7,34 @@ from pathlib import Path
 from anontls.errors import UsageError
 from anontls.facts import Organization
 
-__all__ = ["open_organization"]
+__all__ = ["is_ldap_url", "open_organization"]
 
 ZIP = b"PK"
 
 
+def is_ldap_url(text: str) -> bool:
+    """Whether ``text`` is meant as the address of a directory."""
+    return text.lower().startswith(("ldap://", "ldaps://"))
+
+
 def open_organization(org: str) -> Organization:
-    """The organisation that the argument ORG names: a snapshot, or a folder, archive or file of exports.
+    """The organisation that the argument ORG names: a snapshot, a folder, archive or file of exports, or a directory.
 
     Raises:
-        UsageError: there is nothing of that name, or it is an address of a directory.
+        UsageError: there is nothing of that name.
         MalformedInput: it cannot be read.
+        Unreachable: the directory cannot be.
     """
     # Imported here: what reads no organisation needs none of the readers.
     from anontls.directory import snapshot
     from anontls.directory.exchange_export import read_export
     from anontls.directory.exchange_export.formats import recognise
 
-    if org.lower().startswith(("ldap://", "ldaps://")):
-        raise UsageError(
-            f"{org}: reading a directory is not in this version",
-            hint="give a snapshot, or a folder or archive of exports",
-        )
+    if is_ldap_url(org):
+        from anontls.directory.ldap import LdapDirectory, ldap_settings
+
+        with LdapDirectory(ldap_settings(org)) as directory:
+            return directory.organization()
     if not org:  # Path("") is the folder that one is in
         raise UsageError("ORG is empty")
     path = Path(org)

@@ -161,9 +161,13 @@ class Challenge(msgspec.Struct, frozen=True, gc=False):
 
 
 class Authenticated(msgspec.Struct, frozen=True, gc=False):
-    """235."""
+    """235; that of EXCHANGEAUTH has a token, which is empty when it is not base64."""
 
     reply: Reply
+    token: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"Authenticated({self.reply}, <{len(self.token or b'')} octets>)"
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):

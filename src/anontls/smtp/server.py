@@ -11,31 +11,26 @@ The program (a Receive connector's loop) does this::
 `continue_authentication` or `authenticated`.  What the peer has pipelined meanwhile waits; these calls go on with it
 and return its events.  All answers to one group of commands leave with one `output`.
 
-`Receiving` cuts the octets into lines and content.  Here stand what the program calls and a method for each verb, which
-makes the file long; their order is that of a session.
+`Receiving` cuts the octets into lines and content, `AuthenticatingServer` has AUTH and X-EXPS.  Here stand what the
+program calls and a method for each other verb, which makes the file long; their order is that of a session.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Final, TypeAlias
 
 from anontls.smtp import exchange, syntax
-from anontls.smtp.errors import LocalProtocolError
+from anontls.smtp.authentication import AuthenticatingServer, without_token
 from anontls.smtp.events import (
-    Authenticate,
-    AuthenticationCancelled,
-    AuthenticationResponse,
     Hello,
     MessageBegins,
     ServerEvent,
     StartTls,
 )
 from anontls.smtp.exchange import ServerSettings, TlsVerb
-from anontls.smtp.receiving import RECEIVING, Receiving, Trace
+from anontls.smtp.receiving import RECEIVING, Trace
 from anontls.smtp.reply import Reply
 from anontls.smtp.states import ServerState
 from anontls.smtp.syntax import Envelope, Recipient, SyntaxFault
@@ -57,7 +52,7 @@ SenderCheck: TypeAlias = "Callable[[ServerSession, Envelope], Reply | None]"
 RecipientCheck: TypeAlias = "Callable[[ServerSession, Recipient], Reply | None]"
 
 
-class ServerSession(Receiving):
+class ServerSession(AuthenticatingServer):
     """One receiving session.  Only RemoteProtocolError may escape `receive`, whatever the bytes.
 
     ``recipient`` (and ``sender``) answer a path: None accepts with Exchange's text.  ``trace`` hears each line as
@@ -78,11 +73,8 @@ class ServerSession(Receiving):
     ) -> None:
         super().__init__(settings, trace)
         self.peer = peer
-        self.tls: TlsVerb | None = None
         self.hello: str | None = None
         self.esmtp = False
-        self.authenticated_as: str | None = None
-        self.exchange_server = False
         self._require_tls = settings.require_tls
         self._require_authentication = settings.require_authentication
         self._recipient = recipient
@@ -135,39 +127,6 @@ class ServerSession(Receiving):
         self._envelope = None
         return events
 
-    def continue_authentication(self, challenge: bytes) -> list[ServerEvent]:
-        """Send a challenge; `AuthenticationResponse` follows."""
-        events: list[ServerEvent] = []
-        if self.state is _CLOSED:
-            return events
-        self._must(ServerState.AUTHENTICATING)
-        self._go("334")
-        self._out.append(b"334 " + base64.b64encode(challenge) + b"\r\n")
-        if self._trace:
-            self._trace(">", b"334 <authentication response>")  # [FACT O 3.4]
-        return self._resume(events)
-
-    def authenticated(
-        self, who: str | None, reply: Reply = exchange.AUTHENTICATED, *, exchange_server: bool = False
-    ) -> list[ServerEvent]:
-        """End an authentication: ``who`` it is, or None with a reply that says no."""
-        if (who is None) is reply.positive:
-            raise LocalProtocolError(f"{who or 'nobody'} is authenticated, but the reply is {reply}")
-        if exchange_server and (who is None or self.tls is None):
-            raise LocalProtocolError("the rights of an Exchange server need a name and TLS")
-        events: list[ServerEvent] = []
-        if self.state is _CLOSED:
-            return events
-        self._must(ServerState.AUTHENTICATING)
-        if who is not None:
-            self._go("authenticated")
-            self.authenticated_as, self.exchange_server = who, exchange_server
-            self._reply(reply)
-        else:
-            self._go("not authenticated")
-            self._fault(reply, events)
-        return self._resume(events)
-
     def timed_out(self) -> list[ServerEvent]:
         return self._leave("timed out", exchange.CONNECTION_TIMED_OUT)
 
@@ -195,7 +154,7 @@ class ServerSession(Receiving):
         if method is None:
             verb = text.partition(" ")[0].upper()
             if self._trace:
-                self._trace("<", _without_token(verb, line))
+                self._trace("<", without_token(verb, line))
             if not text.isprintable():  # NUL, a bare CR or LF, a tab: what one server skips, the next may obey
                 self._fault(exchange.ILLEGAL_CHARACTER, events)
                 return
@@ -414,63 +373,7 @@ class ServerSession(Receiving):
             self._go(verb)
             events.append(StartTls(verb))
 
-    # --- authentication -----------------------------------------------------------------------------------------------
-
-    def _authenticate(self, text: str, events: list[ServerEvent]) -> None:
-        words = text.split()
-        verb = words[0].upper()
-        if self.state is _GREETED:
-            self._fault(exchange.SEND_HELLO_FIRST, events)
-            return
-        if verb not in self._offered:
-            self._fault(exchange.UNRECOGNIZED_COMMAND, events)
-            return
-        if self.authenticated_as is not None:
-            self._fault(exchange.ALREADY_AUTHENTICATED, events)
-            return
-        if verb not in self._allowed:
-            self._fault(exchange.BAD_SEQUENCE, events)
-            return
-        mechanisms = (exchange.auth_mechanisms if verb == "AUTH" else exchange.exps_mechanisms)(self.settings, self.tls)
-        mechanism = words[1].upper() if len(words) > 1 else ""
-        if mechanism not in mechanisms:
-            self._fault(exchange.UNRECOGNIZED_AUTHENTICATION if mechanism else exchange.INVALID_ARGUMENTS, events)
-            return
-        variant = None
-        if verb == "X-EXPS" and mechanism == "EXCHANGEAUTH":
-            if len(words) < 3 or words[2].upper() != "SHA256":
-                self._fault(exchange.UNRECOGNIZED_AUTHENTICATION, events)
-                return
-            variant = words.pop(2).upper()
-        if len(words) > 3:
-            self._fault(exchange.INVALID_ARGUMENTS, events)
-            return
-        initial = None
-        if len(words) == 3:
-            initial = b"" if words[2] == "=" else _decode(words[2].encode("ascii"))  # [RFC4954 4]
-            if initial is None:
-                self._fault(exchange.CANNOT_DECODE, events)
-                return
-        self._go(verb)
-        events.append(Authenticate(verb, mechanism, variant, initial))
-
-    def _authentication_line(self, line: bytes, events: list[ServerEvent]) -> None:
-        if self._trace:
-            self._trace("<", b"<authentication response>")
-        data = None if line == b"*" else _decode(line)
-        if data is None:
-            self._go("cancelled")
-            self._fault(exchange.AUTHENTICATION_CANCELLED if line == b"*" else exchange.CANNOT_DECODE, events)
-            events.append(AuthenticationCancelled())
-        else:
-            self._go("response")
-            events.append(AuthenticationResponse(data))
-
     # --- small steps --------------------------------------------------------------------------------------------------
-
-    def _must(self, state: ServerState) -> None:
-        if self.state is not state:
-            raise LocalProtocolError(f"the session waits for {self.state.value}, not for {state.value}")
 
     def _refuse_command(self, reply: Reply, events: list[ServerEvent]) -> None:
         """Answer a malformed command; a path that is no address is as often a user's error as a program's."""
@@ -519,15 +422,3 @@ _PATHS: Final[Mapping[str, Callable[[ServerSession, str, list[ServerEvent]], Non
     "MAIL ": ServerSession._mail,
     "RCPT ": ServerSession._rcpt,
 }
-
-
-def _decode(line: bytes) -> bytes | None:
-    try:
-        return base64.b64decode(line, validate=True)
-    except (binascii.Error, ValueError):
-        return None
-
-
-def _without_token(verb: str, line: bytes) -> bytes:
-    """An authentication command without what proves anything."""
-    return b" ".join(line.split()[:2]) if verb.startswith(("AUTH", "X-EXPS")) else line

@@ -27,6 +27,7 @@ from anontls.eventlog import MemoryEventLog
 from anontls.facts import Organization, Phase, ReceiveConnector, Scenario, Server
 from anontls.selection import Decision
 from anontls.selection.decision import Result
+from anontls.transport.authentication import Authentication
 from anontls.transport.control import socket_path, somebody_listens
 from anontls.transport.destinations import configured_hop
 from anontls.transport.node import Node
@@ -90,6 +91,11 @@ def findings(config: Config, path: Path, now: datetime, *, bind: bool = True) ->
             yield _failed(f"listen[{number}].connector", e)
     if organization is not None and server is not None and store is not None:
         yield from _selections(config, organization, server, store, connectors, now)
+    if config.kerberos.wanted and server is not None:
+        try:
+            Authentication(config.kerberos, base, server)
+        except UsageError as e:
+            yield _error("kerberos", str(e), e.hint or "")
     if bind:
         yield from _addresses(config, server, connectors)
     yield from _names(config)

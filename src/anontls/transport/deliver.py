@@ -77,8 +77,10 @@ class MaildirDelivery:
         """The Maildir of an address; no address leads out of the folder."""
         return self.folder / quote(address.lower(), safe="@+_=-")
 
-    def accepts(self, address: str) -> Reply | None:
-        """A recipient without a mailbox is unknown; with a disk that is not there nobody is."""
+    def accepts(self, address: str, *, local: bool) -> Reply | None:
+        """A recipient without a mailbox is unknown; with a disk that is not there nobody is.  From here nothing goes on."""
+        if not local:
+            return exchange.UNABLE_TO_RELAY
         mailbox = self.mailbox(address)
         if len(mailbox.name) > MAX_NAME:
             return exchange.MAILBOX_UNAVAILABLE
@@ -247,7 +249,7 @@ class NextHopDelivery:
         self.log = log
         self._leaving: set[asyncio.Task[None]] = set()  # sessions that say goodbye
 
-    def accepts(self, address: str) -> Reply | None:
+    def accepts(self, address: str, *, local: bool) -> Reply | None:
         """The next hop will say."""
         return None
 

@@ -21,7 +21,7 @@ from anontls.delivery import End, Hop, Route, route
 from anontls.delivery.address_space import normal_domain
 from anontls.delivery.hop import Outcome
 from anontls.delivery.routing import UNREACHABLE_DOMAIN
-from anontls.delivery.servers import Servers
+from anontls.delivery.servers import Servers, is_named
 from anontls.errors import UsageError
 from anontls.facts import (
     AUTH_MECHANISM_BITS,
@@ -200,6 +200,7 @@ class Destinations:
                 server=None if server is None else server.name,
                 queue=queue,
                 send_connector=connector,
+                require_tls=_requires_tls(connector),
                 timeout=self.delivery.timeout,
             )
 
@@ -226,6 +227,7 @@ class Destinations:
             port=port,
             queue=Queue(delivery_type=destination.delivery_type, next_hop_domain=destination.next_hop_domain),
             send_connector=destination.connector,
+            require_tls=_requires_tls(destination.connector),
             timeout=self.delivery.timeout,
         )
 
@@ -261,6 +263,13 @@ def configured_hop(server: Server, organization: Organization, delivery: Deliver
             f"delivery.next-hop-server: no server {delivery.next_hop_server} in the organisation",
             hint=f"known: {known_servers}",
         )
+    if delivery.next_hop_server is None:
+        why = _wants_a_server(host, organization, server, delivery, connector)
+        if why is not None:
+            raise UsageError(
+                f"delivery.next-hop: {why}, so nothing may be sent there in clear",
+                hint="delivery.next-hop-server names the Exchange server that listens there",
+            )
     return NextHop(
         host=host,
         port=port,
@@ -268,8 +277,27 @@ def configured_hop(server: Server, organization: Organization, delivery: Deliver
         lmtp=delivery.protocol == "lmtp",
         queue=Queue(identity=None, delivery_type=delivery.delivery_type),
         send_connector=connector,
+        require_tls=_requires_tls(connector),
         timeout=delivery.timeout,
     )
+
+
+def _requires_tls(connector: SendConnector | None) -> bool:
+    """Where it is not known whether TLS is required, it is not: most connectors leave ``RequireTLS`` unset."""
+    return connector is not None and connector.require_tls is True
+
+
+def _wants_a_server(
+    host: str, organization: Organization, here: Server, delivery: Delivery, connector: SendConnector | None
+) -> str | None:
+    """Why the next hop can only be an Exchange server, which must prove itself; ``None``: it may be any mail server."""
+    if connector is not None and connector.auth_mechanism == "ExchangeServer":
+        return f"SmartHostAuthMechanism of {connector.identity} is ExchangeServer"
+    kind = DeliveryType.parse(delivery.delivery_type)
+    if kind is not None and kind.category is Category.INTERNAL:
+        return f"DeliveryType {kind.value} leads to a server of the organisation"
+    named = next((s for s in organization.servers if is_named(s, host) and not is_named(s, here.name)), None)
+    return None if named is None else f"{host} is the server {named.name}"
 
 
 def _destination(

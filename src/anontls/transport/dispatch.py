@@ -13,14 +13,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Set
-from itertools import chain
+from collections.abc import Callable, Coroutine, Iterable, Set
 from typing import Any
 
 import msgspec
 
 from anontls.config import Queue as QueueConfig
-from anontls.delivery.retry import Schedule, last_error
+from anontls.delivery.retry import Schedule
 from anontls.protocol_log import ProtocolLog
 from anontls.smtp import Reply
 from anontls.smtp.syntax import Envelope
@@ -35,12 +34,10 @@ from anontls.transport.queue import PAUSE, Pending, Queued, QueueStore, StoreFai
 from anontls.transport.send import NextHop, OutboundSession, SessionFailed
 from anontls.transport.session_queue import SessionQueue
 from anontls.transport.settlement import Settlement
+from anontls.transport.sweep import Sweep
 
 MAX_SESSIONS = 1000  # to all destinations together, as MaxOutboundConnections
-SWEEP = 60.0  # seconds between looks for messages that are late
 AT_ONCE = 500  # messages that are looked at before sessions have their turn again
-QUEUE_STAYS = 180.0  # seconds that an empty queue is still shown
-JUMP = 60.0  # seconds that the clock of the system may go another way than time does without being mentioned
 
 
 class Dispatcher:
@@ -74,13 +71,9 @@ class Dispatcher:
         self.memory = Memory(store)
         self._log = log
         self._say = say
-        self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._began = wall() - self._loop.time()
-        self._jumped = 0.0
         self._numbers = 0
-        self._swept = {"late": 0, "expired": 0}  # the last message that it was looked at for
-        self._untried: dict[str, set[int]] = {}  # messages that were looked at before their queue had been tried
         self._tasks: set[asyncio.Task[None]] = set()
         self.settlement = Settlement(
             store,
@@ -94,13 +87,14 @@ class Dispatcher:
             eased=self._wake_all,
             say=say,
         )
+        self.sweep = Sweep(self, say=say, wall=wall)
 
     # --- what a node does with it -------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Take up what the store holds; sessions go on meanwhile."""
         self._task(self._load())
-        self._task(self._sweep())
+        self._task(self.sweep.run())
 
     async def stop(self, patience: float) -> None:
         """Begin nothing more, wait for what is on its way, say goodbye."""
@@ -308,89 +302,6 @@ class Dispatcher:
         queue.forget({queued.id})
         self.memory.hold(queued)
         await self.settlement.give_up(queued, self.pending(queue, queued), reply)
-
-    # --- time ---------------------------------------------------------------------------------------------------------
-
-    async def _sweep(self) -> None:
-        """Tell senders of messages that are late, return those that have expired, forget empty queues."""
-        while True:
-            await asyncio.sleep(SWEEP)
-            try:
-                await self.sweep()
-            except StoreFailed as e:
-                self._say(f"the queue cannot be read: {e}")
-
-    async def sweep(self) -> None:
-        """Look once for what time alone brings about."""
-        self._look_at_the_clock()
-        now = self.clock()
-        gone: dict[DestinationQueue, set[int]] = {}
-        overdue = chain(
-            self._tried_meanwhile(),
-            self._older("late", now - self.schedule.delay_notification_timeout),
-            self._older("expired", now - self.schedule.message_expiration_timeout),
-        )
-        for count, number in enumerate(overdue, 1):
-            for queue in self._overdue(number):
-                gone.setdefault(queue, set()).add(number)
-            if count % AT_ONCE == 0:
-                await asyncio.sleep(0)
-        for queue, numbers in gone.items():
-            queue.forget(numbers)
-        for key, queue in tuple(self.queues.items()):
-            if not queue.idle:
-                queue.emptied = now
-            elif now - queue.emptied > QUEUE_STAYS:
-                del self.queues[key]
-                await queue.close()
-
-    def _older(self, what: str, before: float) -> Iterator[int]:
-        """Messages that arrived earlier; they lie in the store in the order in which they came."""
-        for stored in self.store.messages(after=self._swept[what]):
-            if before < stored.arrived <= self.clock():  # later ones came when the clock of the system was ahead
-                return
-            self._swept[what] = stored.id
-            yield stored.id
-
-    def _tried_meanwhile(self) -> Iterator[int]:
-        for key in tuple(self._untried):
-            queue = self.queues.get(key)
-            if queue is None or queue.last_error:
-                yield from self._untried.pop(key)
-
-    def _overdue(self, number: int) -> Iterator[DestinationQueue]:
-        """A message that waits too long in a queue that could not be tried, or not with success.
-
-        Gives the queues in which it waits no longer.
-        """
-        queued = self.memory.message(number)
-        if queued is None:
-            return
-        now = self.clock()
-        expired = now >= self.schedule.expires(queued.arrived)
-        waits: list[Pending] = []
-        queues: set[DestinationQueue] = set()
-        for each in queued.pending:
-            there = self.destinations.of(each.recipient.address)
-            queue = self.queues.get(there.key)
-            if queue is None or number in queue.in_flight or not (each.last_error or queue.last_error):
-                self._untried.setdefault(there.key, set()).add(number)
-            elif expired or not each.delayed:
-                each.last_error = each.last_error or queue.last_error
-                if there.unreachable:
-                    each.last_error = last_error(Reply(451, (f"4.4.0 {there.unreachable}",)), "", "", now)
-                waits.append(each)
-                queues.add(queue)
-        if waits:
-            self.memory.hold(queued)
-            self.settlement.late(queued, waits, now)
-            yield from (queue for queue in queues if not self.pending(queue, queued))
-
-    def _look_at_the_clock(self) -> None:
-        ahead = self._wall() - self.clock()
-        if abs(ahead - self._jumped) > JUMP:
-            self._say(f"the clock of the system jumped by {ahead - self._jumped:+.0f} s; the ages of messages do not")
-            self._jumped = ahead
 
     def _task(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from anontls.transport.body import IN_MEMORY as SMALL
 from anontls.transport.queue import Queued, QueueStore, StoreFailed
 
 IN_MEMORY = 64 * 1024 * 1024  # octets of content that are kept because they are likely to leave soon
@@ -42,7 +43,11 @@ class Memory:
         return stored if live is None else live.queued
 
     def content(self, queued: Queued) -> bytes | Iterable[bytes]:
-        return self.store.pieces(queued.id) if queued.content is None else queued.content
+        """All of it; in pieces where it is large."""
+        if queued.content is not None:
+            return queued.content
+        pieces = self.store.pieces(queued.id)
+        return b"".join(pieces) if queued.size <= SMALL else pieces
 
     def head(self, queued: Queued) -> bytes:
         """The content, or at least what it begins with; nothing when it cannot be read."""

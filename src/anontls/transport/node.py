@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from datetime import datetime
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from OpenSSL import SSL
@@ -34,6 +34,9 @@ from anontls.selection.sessions import session_facts
 from anontls.tls import client_context, server_context
 from anontls.transport.metrics import Metrics
 
+if TYPE_CHECKING:
+    from anontls.transport.authentication import Authentication
+
 
 class Presented(NamedTuple):
     """A TLS context, and the certificate of our own in it."""
@@ -46,7 +49,7 @@ class Node:
     """What all sessions of one server share.
 
     ``organization`` and ``server`` are replaced whole by :meth:`take`; a session decides on what is there when it asks.
-    ``now`` is the clock.
+    ``now`` is the clock.  Without ``authentication`` there is no Kerberos.
     """
 
     def __init__(
@@ -58,12 +61,14 @@ class Node:
         now: Callable[[], datetime],
         rules: Rules = DEFAULT,
         metrics: Metrics | None = None,
+        authentication: Authentication | None = None,
     ) -> None:
         self.store = store
         self.events = events
         self.now = now
         self.rules = rules
         self.metrics = metrics or Metrics()
+        self.authentication = authentication
         self._ephemeral: OwnCertificate | None = None
         self.take(organization, server)
 
@@ -93,6 +98,10 @@ class Node:
     def fqdn(self) -> str:
         """The server's FQDN; its name where that is not known."""
         return self.server.fqdn if isinstance(self.server.fqdn, str) and self.server.fqdn else self.server.name
+
+    def server_called(self, name: str) -> Server | None:
+        """The server of that name or FQDN, without case."""
+        return self._servers.get(name.lower())
 
     def select(
         self,

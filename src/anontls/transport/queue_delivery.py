@@ -67,18 +67,21 @@ class QueueDelivery:
         await self._control.close()
         await self.dispatcher.store.close()
 
-    def accepts(self, address: str) -> Reply | None:
-        """Refused while the disk is nearly full, and for a mailbox of this machine that does not exist."""
-        dispatcher = self.dispatcher
-        refusal = dispatcher.store.refusal()
-        if refusal is not None or dispatcher.mailboxes is None:
+    def refusal(self) -> Reply | None:
+        """Back pressure, while the disk is nearly full."""
+        return self.dispatcher.store.refusal()
+
+    def accepts(self, address: str, *, local: bool) -> Reply | None:
+        """Refused under back pressure, and for a mailbox of this machine that does not exist."""
+        refusal, mailboxes = self.refusal(), self.dispatcher.mailboxes
+        if refusal is not None or mailboxes is None or not self.dispatcher.destinations.of(address).local:
             return refusal
-        return dispatcher.mailboxes.accepts(address) if dispatcher.destinations.of(address).local else None
+        return mailboxes.accepts(address, local=local)
 
     async def deliver(self, envelope: Envelope, body: Body, received: bytes) -> Reply:
         """Store it; then its queues have it."""
         dispatcher = self.dispatcher
-        refusal = dispatcher.store.refusal()
+        refusal = self.refusal()  # it may be full by now
         if refusal is not None:
             return refusal
         small = body.in_memory()

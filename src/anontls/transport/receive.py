@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from email.utils import format_datetime
 from functools import lru_cache
 from ipaddress import ip_address
@@ -23,6 +24,8 @@ from anontls.protocol_log import Mark, ProtocolLog, SessionLog
 from anontls.smtp import RemoteProtocolError, Reply, ServerSession, ServerSettings, Size, exchange
 from anontls.smtp.events import (
     Authenticate,
+    AuthenticationCancelled,
+    AuthenticationResponse,
     Content,
     Hello,
     MessageAborted,
@@ -34,6 +37,7 @@ from anontls.smtp.events import (
 )
 from anontls.smtp.syntax import Envelope, Recipient
 from anontls.tls import TlsFailed, TlsPump, cipher, peer_certificate, protocol, schannel_line
+from anontls.transport.authentication import Inbound
 from anontls.transport.body import Body
 from anontls.transport.metrics import Outcome
 from anontls.transport.node import Node, Presented, new_session_id
@@ -63,8 +67,8 @@ class Delivery(Protocol):
         """
         ...
 
-    def accepts(self, address: str) -> Reply | None:
-        """Whether a local recipient can be delivered to; ``None`` is yes."""
+    def accepts(self, address: str, *, local: bool) -> Reply | None:
+        """Whether a recipient can be delivered to, ``local`` or one that the peer may relay to; ``None`` is yes."""
         ...
 
 
@@ -116,11 +120,14 @@ class Receiver:
             silent = silent and not decision.events and (found is not None or decision.verb is None)
         anonymous = connector.lets_in("AnonymousUsers")
         internal = connector.transport_service == "HubTransport" and anonymous is False
+        x_exps, exchange_auth = node.authentication.offered(connector) if node.authentication else ((), False)
         fqdn = connector.fqdn if isinstance(connector.fqdn, str) and connector.fqdn else node.fqdn
         settings = ServerSettings(
             fqdn=fqdn,
             starttls=exchange.STARTTLS in presented,
             anonymous_tls=exchange.X_ANONYMOUSTLS in presented,
+            x_exps=x_exps,
+            exchange_auth=exchange_auth,
             require_authentication=anonymous is not True,  # of groups that are not known nobody is let in
             size=Size.WITHOUT_VALUE if internal else Size.ENABLED,  # as internal connectors have it [FACT O 3.1]
             max_size=self.limits.message_size,
@@ -154,6 +161,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_active",
+        "_authentication",
         "_blocked",
         "_body",
         "_closing",
@@ -191,6 +199,7 @@ class Connection(asyncio.Protocol):
         self._pump: TlsPump | None = None
         self._verb = ""
         self._trust: Trust | None = None
+        self._authentication: Inbound | None = None
         self._body: Body | None = None
         self._blocked = False
         self._outcome: Outcome = "no-mail"
@@ -288,7 +297,7 @@ class Connection(asyncio.Protocol):
                 Mark.DISCONNECT, "", self._closing or ("Remote" if exc is None else "Remote(SocketError)")
             )
         # Nothing keeps what the session held: the loop may keep this object for a while.
-        self._session = self._pump = self._transport = self._trust = None
+        self._session = self._pump = self._transport = self._trust = self._authentication = None
         self._presented = {}
 
     def pause_writing(self) -> None:
@@ -334,9 +343,9 @@ class Connection(asyncio.Protocol):
                     self._verb = event.verb
                     self._flush()
                     self._start_tls()
-                case Authenticate():
-                    if session is not None:  # nothing is offered that gets here
-                        self._handle(session.authenticated(None, exchange.UNRECOGNIZED_AUTHENTICATION))
+                case Authenticate() | AuthenticationResponse() | AuthenticationCancelled():
+                    if session is not None:
+                        self._authenticate(session, event)
                 case ServerClosed():
                     self._flush(last=True)
                     self._close(event.reason)
@@ -365,9 +374,10 @@ class Connection(asyncio.Protocol):
 
     def _recipient(self, session: ServerSession, recipient: Recipient) -> Reply | None:
         """Exchange server rights are: relay to any recipient.  Nobody else relays."""
-        if not self.receiver.node.is_local(recipient.address):
-            return None if session.exchange_server else exchange.UNABLE_TO_RELAY
-        return self.receiver.delivery.accepts(recipient.address)
+        local = self.receiver.node.is_local(recipient.address)
+        if not local and not session.exchange_server:
+            return exchange.UNABLE_TO_RELAY
+        return self.receiver.delivery.accepts(recipient.address, local=local)
 
     def _trace(self, mark: str, line: bytes) -> None:
         if self._session_log is not None:
@@ -409,12 +419,32 @@ class Connection(asyncio.Protocol):
         if not self._trust.trusted:
             self._ends("not-trusted")
         session.exchange_server = self._trust.trusted and self.receiver.connector.lets_in("ExchangeServers") is True
+        self._inform(name, f"Direct trust: {self._trust.result.value}" + (" (expired)" if self._trust.expired else ""))
+        self._inform(_permissions(session), "Set Session Permissions")
+
+    def _authenticate(
+        self, session: ServerSession, event: Authenticate | AuthenticationResponse | AuthenticationCancelled
+    ) -> None:
+        """X-EXPS: Kerberos in the place of direct trust."""
+        match event:
+            case Authenticate():
+                presented = self._presented.get(self._verb)
+                channel = (self._pump, presented.certificate) if self._pump and presented else None
+                receiver = self.receiver
+                self._authentication = Inbound(receiver.node, receiver.connector, session, channel, self._inform)
+                events = self._authentication.begin(event)
+            case AuthenticationResponse() if self._authentication is not None:
+                events = self._authentication.respond(event.data)
+            case _:
+                self._authentication, events = None, []
+        if session.authenticated_as is not None:
+            self._outcome = "no-mail" if self._outcome == "not-trusted" else self._outcome
+            self._inform(_permissions(session), "Set Session Permissions")
+        self._handle(events)
+
+    def _inform(self, data: str, context: str) -> None:
         if self._session_log is not None:
-            self._session_log.information(
-                name, f"Direct trust: {self._trust.result.value}" + (" (expired)" if self._trust.expired else "")
-            )
-            permissions = EXCHANGE_SERVER_PERMISSIONS if session.exchange_server else ANONYMOUS_PERMISSIONS
-            self._session_log.information(permissions, "Set Session Permissions")
+            self._session_log.information(data, context)
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -461,7 +491,7 @@ class Connection(asyncio.Protocol):
         ).encode("ascii", "replace")
 
     def _date(self) -> str:
-        return format_datetime(self.receiver.node.now())
+        return _date(self.receiver.node.now().replace(microsecond=0))
 
     # --- time and end -------------------------------------------------------------------------------------------------
 
@@ -508,6 +538,15 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         transport.close()
         self._timer = self._loop.call_later(LINGER, transport.abort)
+
+
+def _permissions(session: ServerSession) -> str:
+    return EXCHANGE_SERVER_PERMISSIONS if session.exchange_server else ANONYMOUS_PERMISSIONS
+
+
+@lru_cache(maxsize=1)  # all messages of a second have the same
+def _date(moment: datetime) -> str:
+    return format_datetime(moment)
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,8 @@
 """The sending side: one session to a next hop, as this server would open it.
 
 Between Exchange servers nothing is sent in clear: a decision without a verb, a verb that is not offered or refused, a
-handshake that fails, a certificate that is not the directory's, each ends the attempt before any mail is sent.
+handshake that fails, a certificate that is not the directory's, Kerberos that fails, each ends the attempt before any
+mail is sent.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import msgspec
 from anontls.errors import AnontlsError
 from anontls.facts import Certificate, Queue, Scenario, SendConnector
 from anontls.facts.trust import Trust
+from anontls.kerberos.failure import KerberosFailed, Reason
 from anontls.protocol_log import Mark, ProtocolLog, SessionLog
 from anontls.selection import Decision
 from anontls.smtp import ClientSession, ClientSettings, LocalProtocolError, RemoteProtocolError, Reply, exchange
 from anontls.smtp.events import (
+    Authenticated,
+    Challenge,
     ClientClosed,
     ClientEvent,
     Delivered,
@@ -30,12 +34,15 @@ from anontls.smtp.events import (
 )
 from anontls.smtp.syntax import Envelope
 from anontls.tls import TlsFailed, TlsPump, client_context, peer_certificate, schannel_line
+from anontls.transport.authentication import Outbound
 from anontls.transport.metrics import Outcome
 from anontls.transport.node import Node, Presented, new_session_id
 
 # What a sender reports in the place of a reply [FACT O 3.4]
 UNREACHABLE = Reply(451, ("4.4.397 Error communicating with target host",))
+TLS_REQUIRED = Reply(451, ("5.7.3 STARTTLS is required to send mail",))  # [FACT D 3.4]
 NOT_AUTHENTICATED = 530
+CLOSING = 421
 CANNOT_AUTHENTICATE = exchange.CANNOT_ACHIEVE_EXCHANGE_AUTHENTICATION
 
 
@@ -45,8 +52,9 @@ GOODBYE = 2.0  #: seconds that a peer has to answer QUIT
 class NextHop(msgspec.Struct, frozen=True, kw_only=True):
     """Where a session goes.
 
-    ``server`` is the Exchange server that listens there; then X-ANONYMOUSTLS and direct trust are required.  Without
-    it the hop is any mail server: STARTTLS is used when offered, with whatever certificate.
+    ``server`` is the Exchange server that listens there; then X-ANONYMOUSTLS and direct trust are required, and Kerberos
+    where we have it and show no certificate.  Without it the hop is any mail server: STARTTLS is used when offered, with
+    whatever certificate.
     """
 
     host: str
@@ -55,6 +63,7 @@ class NextHop(msgspec.Struct, frozen=True, kw_only=True):
     lmtp: bool = False
     queue: Queue | None = None
     send_connector: SendConnector | None = None
+    require_tls: bool = False  # of any mail server, too
     timeout: float = 300.0
 
 
@@ -93,6 +102,8 @@ class OutboundSession(asyncio.Protocol):
         self._session_log: SessionLog | None = None
         self._presented: Presented | None = None
         self._pump: TlsPump | None = None
+        self._authentication: Outbound | None = None
+        self._proving: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -118,15 +129,8 @@ class OutboundSession(asyncio.Protocol):
             SessionFailed: at any of these; nothing was sent.
         """
         hop = self.hop
-        connector = (
-            hop.send_connector.identity
-            if hop.send_connector
-            else "Intra-Organization SMTP Send Connector"
-            if hop.server
-            else "-"
-        )
         if self._log is not None:
-            self._session_log = self._log.session(connector, self.id, "", f"{hop.host}:{hop.port}")
+            self._session_log = self._log.session(self._connector, self.id, "", f"{hop.host}:{hop.port}")
         try:
             if hop.server is not None:
                 self._decide()
@@ -226,6 +230,12 @@ class OutboundSession(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    @property
+    def _connector(self) -> str:
+        if self.hop.send_connector is not None:
+            return self.hop.send_connector.identity
+        return "-" if self.hop.server is None else "Intra-Organization SMTP Send Connector"
+
     # --- the decision and the peer ------------------------------------------------------------------------------------
 
     def _decide(self) -> None:
@@ -259,6 +269,29 @@ class OutboundSession(asyncio.Protocol):
                 f"the certificate of {self.hop.server} does not prove it: {trust.result.value}",
                 "not-trusted",
             )
+
+    def _prove(self, server: str, pump: TlsPump) -> bool:
+        """Begin to prove by Kerberos which server this is, where no certificate of ours has done it."""
+        node, presented = self.node, self._presented
+        known = node.server_called(server)
+        if node.authentication is None or presented is None or presented.certificate is not None or known is None:
+            return False
+        self._authentication = Outbound(node.authentication, known, self._session, pump, self.peer)
+        self._proving = self._loop.create_task(self._say_who(self._authentication))
+        return True
+
+    async def _say_who(self, authentication: Outbound) -> None:
+        await authentication.prepare()
+        self._step(authentication.begin)
+        self._step(self._flush)
+
+    def _not_authenticated(self, error: KerberosFailed) -> SessionFailed:
+        transport, authentication = self._transport, self._authentication
+        if authentication is not None:
+            address = transport.get_extra_info("peername")[0] if transport is not None else self.hop.host
+            self.node.events.write(authentication.event(error, address), connector=self._connector)
+        self._tell(Mark.INFORMATION, "", f"Outbound Authentication failed with {error}")
+        return self._failed(CANNOT_AUTHENTICATE, f"Kerberos: {error}", "not-trusted")
 
     # --- what asyncio calls -------------------------------------------------------------------------------------------
 
@@ -305,6 +338,8 @@ class OutboundSession(asyncio.Protocol):
         )
         self._tell(Mark.DISCONNECT, "", self._closing or ("Remote" if exc is None else "Remote(SocketError)"))
         self._pump = None
+        if self._proving is not None:
+            self._proving.cancel()
         for timer in (self._cut, self._watching):
             if timer is not None:
                 timer.cancel()
@@ -342,6 +377,8 @@ class OutboundSession(asyncio.Protocol):
             self._break(self._failed(CANNOT_AUTHENTICATE if in_clear else UNREACHABLE, str(e), "protocol-error"))
         except SessionFailed as e:
             self._break(e)
+        except KerberosFailed as e:
+            self._break(self._not_authenticated(e))
         except (OSError, AnontlsError) as e:  # the message could not be read from its file or the queue
             self._break(self._failed(UNREACHABLE, str(e), "lost"))
 
@@ -360,9 +397,16 @@ class OutboundSession(asyncio.Protocol):
                         raise self._failed(
                             CANNOT_AUTHENTICATE, f"{event.verb} was refused: {event.reply}", "tls-failed"
                         )
-                    self._settle_ready()  # opportunistic: in clear, as for any mail server
+                    self._in_clear(f"{event.verb} was refused: {event.reply}")
                 case Delivered() | Rejected():
                     self._verdicts((event,))
+                case Challenge() if self._authentication is not None:
+                    self._authentication.challenged(event.data)
+                case Authenticated() if self._authentication is not None:
+                    self._authentication.authenticated(event)
+                    self._settle_ready()
+                case Refused() if event.command == "X-EXPS" and event.reply.code != CLOSING:
+                    raise KerberosFailed(Reason.OTHER, str(event.reply))
                 case Refused():
                     raise self._failed(_temporary(event.reply), f"{event.command} was refused", "refused")
                 case ClientClosed():
@@ -373,17 +417,24 @@ class OutboundSession(asyncio.Protocol):
         self._flush()
 
     def _greeted(self) -> None:
-        session = self._session
+        session, server, pump = self._session, self.hop.server, self._pump
         if session.tls is not None:
-            self._settle_ready()
-        elif self.hop.server is not None:
+            if server is None or pump is None or not self._prove(server, pump):
+                self._settle_ready()
+        elif server is not None:
             if exchange.X_ANONYMOUSTLS not in self.extensions:
                 raise self._failed(CANNOT_AUTHENTICATE, "the peer does not offer X-ANONYMOUSTLS", "tls-failed")
             session.start_tls("X-ANONYMOUSTLS")
         elif exchange.STARTTLS in self.extensions:
             session.start_tls("STARTTLS")
         else:
-            self._settle_ready()
+            self._in_clear("the peer does not offer STARTTLS")
+
+    def _in_clear(self, why: str) -> None:
+        """Without TLS, as with any mail server, unless the Send connector wants it."""
+        if self.hop.require_tls:
+            raise self._failed(TLS_REQUIRED, why, "tls-failed")
+        self._settle_ready()
 
     def _start_tls(self) -> None:
         presented = self._presented or Presented(client_context(), None)

@@ -32,6 +32,7 @@ from anontls.facts import (
 )
 from anontls.protocol_log import Direction, ProtocolLog
 from anontls.selection import Decision
+from anontls.transport.authentication import Authentication
 from anontls.transport.deliver import MaildirDelivery, NextHopDelivery
 from anontls.transport.destinations import configured_hop
 from anontls.transport.metrics import Metrics, Observed
@@ -73,7 +74,8 @@ class Service:
         metrics = Metrics()
         events = Events(server.name, tuple(sinks), now, raised=metrics.event)
         self.certificates = store
-        self.node = Node(organization, server, store, events, now, config.selection_rules, metrics)
+        kerberos = Authentication(config.kerberos, base, server) if config.kerberos.wanted else None
+        self.node = Node(organization, server, store, events, now, config.selection_rules, metrics, kerberos)
         self.receive_log = self._log(Direction.RECEIVE)
         self.send_log = self._log(Direction.SEND)
         self.delivery: Delivery | None = None  # from the start on

@@ -30,11 +30,12 @@ def read_export(
     server: str | None = None,
     zone: tzinfo | None = None,
     progress: Callable[[str], None] | None = None,
+    also: Sequence[Organization] = (),
 ) -> Organization:
     """The organisation that files, folders and archives of exports hold together; snapshots among them take part.
 
     ``server`` is whose the objects are that do not say it; ``zone`` that of the computer which printed times without
-    one; ``progress`` is told each file's name.
+    one; ``progress`` is told each file's name; ``also`` are what directories hold, and take part as snapshots do.
 
     Raises:
         MalformedInput: a file that is named in ``paths`` cannot be read.  One in a folder or archive is listed, with
@@ -43,7 +44,9 @@ def read_export(
     """
     named = {str(path) for path in paths}
     reading = _Reading(zone)
-    for source in open_sources(paths):
+    for organization in also:
+        reading.take(organization, organization.sources[0].file if organization.sources else "")
+    for source in open_sources(paths) if paths else ():
         if progress:
             progress(source.name)
         try:
@@ -90,14 +93,8 @@ class _Reading:
 
     def read(self, source: SourceFile) -> None:
         if recognise(source.data, source.name) == "snapshot":
-            organization = snapshot.load(source.data, source.name)
-            there = list(pieces_of(organization, source.name))
-            self.rows += [*organization.sources, _row(source, kind="snapshot", objects=len(there))]
-            self.pieces += there
-            for field in OF_THE_ORGANIZATION.values():
-                value = getattr(organization, field)
-                if value != ABSENT:
-                    self.lists[field] = value if is_unknown(value) else ()
+            objects = self.take(snapshot.load(source.data, source.name), source.name)
+            self.rows.append(_row(source, kind="snapshot", objects=objects))
             return
         collected = _collected(source)
         pieces, idle, computers, count = [], set[str](), set[str](), 0
@@ -114,6 +111,19 @@ class _Reading:
         self.pieces += pieces  # only now: of a file with a fault nothing is used
         note = f"holds {', '.join(sorted(idle))}, which no question needs" if idle else None
         self.rows.append(_row(source, objects=count, computers=tuple(sorted(computers)), note=note))
+
+    def take(self, organization: Organization, name: str) -> int:
+        """What is in order already; how many objects there are."""
+        there = list(pieces_of(organization, name))
+        self.rows += organization.sources
+        self.pieces += there
+        for field in OF_THE_ORGANIZATION.values():
+            value = getattr(organization, field)
+            if not is_unknown(value):
+                self.lists[field] = ()
+            elif value != ABSENT:
+                self.lists.setdefault(field, value)
+        return len(there)
 
 
 def _class_of(found: CmdletObject) -> str:

@@ -218,11 +218,11 @@ TEXTS: dict[str, str] = {
     " Replikation zwischen den Domänencontrollern prüfen.",
     "event.1035.level_note": "in der Praxis Warnung; der Supportartikel nennt es Fehler",
     "event.2016.text": "{server} konnte die Anmeldedaten für den Sendeconnector {connector} nicht vorbereiten: {error}."
-    " Verfahren: {mechanism}, Ziel: {target}.",
+    " Verfahren: {mechanism}, Ziel: {target} auf {address}.",
     "event.2016.when": "vor einer ausgehenden Authentifizierung lassen sich die Anmeldedaten nicht einrichten",
     "event.2016.remedy": "Anmeldedaten neu eingeben: `Set-SendConnector {connector} -AuthenticationCredential (Get-Credential)`.",
     "event.2017.text": "Eine ausgehende Authentifizierung am Sendeconnector {connector} ist gescheitert: {error}."
-    " Verfahren: {mechanism}, Ziel: {target}.",
+    " Verfahren: {mechanism}, Ziel: {target} auf {address}.",
     "event.2017.when": "der Sender bekommt kein Kerberos-Ticket für das Ziel, oder das Ziel lehnt es ab",
     "event.2017.remedy": "Domänencontroller, Vertrauensstellung und Dienstprinzipalnamen prüfen: `setspn -Q {target}`.",
     "event.12012.text": "Das interne Transportzertifikat von {server} konnte nicht aus dem Verzeichnis gelesen werden: {reason}."
