@@ -189,6 +189,16 @@ def test_a_directory_that_gives_less_than_all_is_an_error(start_slapd: StartSlap
         directory.organization()
 
 
+@pytest.mark.parametrize("limit", ["MAX_OBJECTS", "MAX_BYTES", "MAX_SECONDS"])
+def test_a_search_that_gives_too_much_is_left(
+    slapd: Slapd, exchange: Exchange, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    slapd.add(exchange.server("MBX1", make_der()), exchange.server("MBX2", make_der()))
+    monkeypatch.setattr(f"anontls.directory.ldap.connection.{limit}", 1 if limit != "MAX_SECONDS" else 0)
+    with pytest.raises(Unreachable, match="a search gives more than"):
+        read(slapd)
+
+
 # --- AD LDS ------------------------------------------------------------------------------------------------------------
 
 

@@ -124,7 +124,7 @@ def test_a_certificate_is_found_in_each_form(value: bytes) -> None:
 
 def test_a_certificate_that_our_parser_does_not_understand_is_kept() -> None:
     odd = make_der().replace(b"240101000000Z", b"241301000000Z")  # valid from the thirteenth month
-    with pytest.raises(ValueError, match="(?i)asn1"):
+    with pytest.raises(ValueError, match="asn1"):
         x509.load_der_x509_certificate(odd)
     assert certificate_of(odd) == odd
 
