@@ -40,10 +40,18 @@ class Unsendable(Exception):
         self.reply = reply
 
 
+# The table as it is walked: each message makes five steps, and a member of an Enum is not cheap to look up.
+_Step: TypeAlias = "tuple[MessageState, dict[str, _Step]]"
+_STEPS: Final[dict[MessageState, _Step]] = {state: (state, {}) for state in MessageState}
+for (_state, _what), _target in MESSAGE.items():
+    _STEPS[_state][1][_what] = _STEPS[_target]
+
+
 class Message:
     """A message on its way."""
 
     __slots__ = (
+        "_allowed",
         "accepted",
         "chunked",
         "content",
@@ -66,7 +74,7 @@ class Message:
         self.mail_line = mail_line
         self.verify = verify  # the most that pieces may need; a whole content has been looked at
         self.size = len(content) if isinstance(content, bytes) else None
-        self.state = MessageState.QUEUED
+        self.state, self._allowed = _STEPS[MessageState.QUEUED]
         self.chunked = chunked
         self.rcpt_sent = 0
         self.outstanding = 0  # answers to come
@@ -77,7 +85,7 @@ class Message:
         self.failure: tuple[str, Reply] | None = None
 
     def go(self, what: str) -> None:
-        self.state = MESSAGE[self.state, what]
+        self.state, self._allowed = self._allowed[what]
 
     def write(self) -> Iterator[tuple[bytes, bool]]:
         """The content as it is sent, piece by piece, each with whether it is the last."""

@@ -13,6 +13,9 @@ from anontls.smtp.errors import RemoteProtocolError
 # under 1 KiB, a quoted policy text under 4.  aiosmtplib draws the same line.
 MAX_REPLY = 32 * 1024
 
+# Lines up to this long are kept: they are few, and a peer cannot fill memory with them.
+SHORT = 128
+
 # Reply codes are 2yz to 5yz.  [RFC5321 4.2.1]
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n]*))?")
 _ENHANCED = re.compile(r"([245])\.([0-9]{1,3})\.([0-9]{1,3})(?: |$)")
@@ -77,6 +80,15 @@ def _tame(line: str) -> str:
     return _UNSENDABLE.sub("?", line)
 
 
+@lru_cache(maxsize=256)  # a server says the same few things to every message
+def _single(line: bytes) -> Reply | None:
+    """A reply of one line; ``None``: it is not that."""
+    match = _REPLY_LINE.fullmatch(line)
+    if match is None or match[2] == b"-":
+        return None
+    return Reply(int(match[1]), (match[3].decode("utf-8", "replace") if match[3] else "",))
+
+
 class ReplyReader:
     """Turns received bytes into replies.
 
@@ -98,6 +110,11 @@ class ReplyReader:
         lines = (self._rest + data if self._rest else data).split(b"\r\n")
         self._rest = lines.pop()
         for line in lines:
+            if not self._lines and len(line) <= SHORT:
+                reply = _single(line)
+                if reply is not None:
+                    replies.append(reply)
+                    continue
             self._size += len(line) + 2
             if self._size > MAX_REPLY:
                 return self._failed(f"reply longer than {MAX_REPLY} octets", replies)
