@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import anontls
+from anontls.certstore.folder import FolderStore
 from anontls.directory.exchange_export import read_export
 from anontls.facts import Queue, Scenario
 from anontls.selection import select
@@ -28,9 +29,11 @@ from anontls.selection.sessions import session_facts, sessions
 from bench import compare, relay
 from bench import sessions as received
 from bench.organization import AS_OF, write_export
+from bench.store import write_store
 
 HERE = Path(__file__).parent
 SERVERS = 10_000
+CERTIFICATES = 10_000
 Row = dict[str, Any]
 
 
@@ -106,6 +109,20 @@ def version() -> Row:
     return row("anontls --version, whole process", median(measure, 15), "ms", 250, 120)
 
 
+def certificates(folder: Path) -> Row:
+    """A node's start: every certificate of its store with the key in the same file, RSA-2048."""
+    write_store(folder, CERTIFICATES)
+
+    def measure() -> float:
+        start = time.perf_counter()
+        store = FolderStore(folder, now=AS_OF)
+        seconds = time.perf_counter() - start
+        assert len(store.store()) == CERTIFICATES and not store.problems
+        return seconds
+
+    return row(f"{CERTIFICATES:,} certificates of a folder store", median(measure, 5), "s", 2, 1)
+
+
 def machine() -> dict[str, str]:
     """Where it was measured, and with what."""
     cpu = next(
@@ -153,7 +170,12 @@ def main() -> None:
         size = sum(file.stat().st_size for file in large.iterdir())
         print(f"  {size / 1e6:.0f} MB", flush=True)
         rows = []
-        for measure in (partial(decision, small), partial(organization, large), version):
+        for measure in (
+            partial(decision, small),
+            partial(organization, large),
+            partial(certificates, Path(temporary) / "store"),
+            version,
+        ):
             rows.append(measure())
             print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
     with compare.bench() as beside:

@@ -38,6 +38,9 @@ folder = "mbx1-certificates"
 connector = "Default MBX1"
 address = "127.0.0.1:2526"
 
+[listen.limits]  # of this connector; [limits] is for all
+sessions-per-peer = 50
+
 [delivery]
 maildir = "mail"
 create-mailboxes = true
@@ -51,7 +54,8 @@ protocol = "mbx1-log"
 mailbox-to-mailbox = "verb-without-certificate"
 ```
 
-SIGHUP makes a node read the organisation and the certificate store again; a change of this file needs a restart.
+SIGHUP makes a node read this file, the organisation and the certificate store again. Of this file it takes `[limits]`, `[listen.limits]` and
+`[rules]` at once, and says which other tables have changed and need a restart. While anything of it is faulty, nothing changes.
 """
 
 EXIT_STATUS = """## Exit status
@@ -59,9 +63,9 @@ EXIT_STATUS = """## Exit status
 | status | meaning | for example |
 |---|---|---|
 | 0 | done, decided, whatever the answer | `probe`: all that is offered works; with `--org`, the certificate is the directory's. `send`: every recipient was accepted. `serve`: stopped by SIGTERM or SIGINT |
-| 1 | an expectation is not met, or something was found | `select --expect`; `org check`; `cert list`: a file that cannot be used; `probe --org`: another certificate than the directory's |
+| 1 | an expectation is not met, or something was found | `select --expect`; `org check`; `cert list`: a file that cannot be used; `probe --org`: another certificate than the directory's, or masked verbs |
 | 2 | wrong usage, or a file that is not what it should be | an unknown option; a configuration with faults; no such server in the organisation |
-| 3 | something that the answer needs is not known or not reachable | `select`: a fact that no source holds; `probe`: nobody listens, a verb that is offered does not work, the directory does not know the server; `send`: not sent, and the reply says why |
+| 3 | something that the answer needs is not known or not reachable | `select`: a fact that no source holds; `probe`: nobody listens, a verb that is offered does not work, the directory does not know the server; `send`: not sent, and the reply says why; the output cannot be written, as on a full disk |
 | 4 | we failed | an exception that nobody caught; please report it |
 
 Data goes to standard output, everything else to standard error.

@@ -146,7 +146,7 @@ expired-starttls = 5
             "store.folder: is missing",
             "listen[0].adress: unknown key; did you mean listen[0].address?",
             "listen[0].address: is missing",
-            "listen[1].port: unknown key; known: connector, address",
+            "listen[1].port: unknown key; known: connector, address, limits",
             "limits.sessions: Expected `int` >= 1",
             "limits.message_size: unknown key; did you mean limits.message-size?",
             "limits.command-timeout: Expected `float`, got `str`",
@@ -238,3 +238,65 @@ def test_every_key_is_described() -> None:
             rows = [line for line in text.splitlines() if line.startswith(f"| `{key.encode_name}` |")]
             assert rows
             assert all(len(row.split("|")[4].strip()) > 10 for row in rows), rows
+
+
+# --- limits of a connector -----------------------------------------------------------------------------------------------
+
+LIMITED = (
+    LISTENING.replace("[delivery]", "[listen.limits]\nrecipients = 7\nsessions = 9\n\n[delivery]")
+    + """
+[[listen]]
+connector = "Client Proxy MBX1"
+address = "127.0.0.1:2526"
+
+[limits]
+recipients = 5
+message-size = 6
+"""
+)
+
+
+def test_a_connector_with_limits_of_its_own_has_the_others_of_all(tmp_path: Path) -> None:
+    found = loaded(tmp_path, LIMITED)
+    for name in ("Default MBX1", "MBX1\\default mbx1"):
+        limits = found.limits_of(name)
+        assert (limits.recipients, limits.sessions, limits.message_size) == (7, 9, 6)
+    assert found.limits_of("MBX1\\Client Proxy MBX1") == found.limits
+    assert (found.limits.recipients, found.limits.sessions, found.limits.message_size) == (5, 5000, 6)
+
+
+def test_a_limit_that_is_given_holds_where_it_is_the_default_too(tmp_path: Path) -> None:
+    text = LIMITED.replace("recipients = 7", "recipients = 5000")
+    assert loaded(tmp_path, text).limits_of("Default MBX1").recipients == 5000
+
+
+def test_faulty_limits_of_a_connector(tmp_path: Path) -> None:
+    text = LIMITED.replace("recipients = 7", "recipient = 7").replace("sessions = 9", "sessions = 0")
+    assert faults(tmp_path, text) == [
+        "listen[0].limits.recipient: unknown key; did you mean listen[0].limits.recipients?",
+        "listen[0].limits.sessions: Expected `int` >= 1",
+    ]
+
+
+def test_a_connector_has_its_limits_once(tmp_path: Path) -> None:
+    text = LIMITED.replace("Client Proxy MBX1", "MBX1\\\\DEFAULT MBX1")
+    assert loaded(tmp_path, text).limits_of("Default MBX1").recipients == 7
+    assert faults(tmp_path, text.replace("[limits]", "[listen.limits]")) == [
+        "listen[1].limits: all addresses of MBX1\\DEFAULT MBX1 share its limits, and it has some already"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("[[listen]]", "[listen]", "listen: Expected `array`, got `object`"),
+        ("[delivery]", "[[delivery]]", "delivery: Expected `object`, got `array`"),
+        (
+            "[delivery]",
+            "[[listen.limits]]\nsessions = 1\n[delivery]",
+            "listen[0].limits: Expected `object | null`, got `array`",
+        ),
+    ],
+)
+def test_a_table_for_an_array_or_the_other_way_round(tmp_path: Path, old: str, new: str, fault: str) -> None:
+    assert faults(tmp_path, LISTENING.replace(old, new)) == [fault]

@@ -128,10 +128,10 @@ def test_a_certificate_in_one_row(tmp_path: Path) -> None:
 def test_a_certificate_in_a_row_each(tmp_path: Path) -> None:
     own = make(name="mbx1")
     log = make_log(tmp_path, layout="rows")
-    log.session("a", "b", "", "c").certificate("Received", own.certificate)
+    log.session("a", "b", "", "c").certificate("Sending", own.certificate)
     log.flush()
     found = [(row["data"], row["context"]) for row in rows(next(tmp_path.iterdir()))]
-    assert found[0] == ("", "Received certificate")
+    assert found[0] == ("", "Sending certificate")
     assert [context for _, context in found[1:]] == [
         "Certificate subject",
         "Certificate issuer name",
@@ -140,6 +140,17 @@ def test_a_certificate_in_a_row_each(tmp_path: Path) -> None:
         "Certificate alternate names",
     ]
     assert found[4][0] == own.thumbprint
+
+
+def test_of_a_peers_certificate_the_older_layout_has_the_thumbprint_alone(tmp_path: Path) -> None:
+    own = make(name="mbx1")
+    log = make_log(tmp_path, layout="rows")
+    log.session("a", "b", "", "c").certificate("Received", own.certificate)
+    log.flush()
+    assert [(row["data"], row["context"]) for row in rows(next(tmp_path.iterdir()))] == [
+        ("", "Received certificate"),
+        (own.thumbprint, "Certificate thumbprint"),
+    ]
 
 
 @pytest.mark.parametrize("layout", ["row", "rows"])

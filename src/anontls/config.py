@@ -14,6 +14,7 @@ import re
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from anontls.errors import MalformedInput
+from anontls.facts import same_name
 from anontls.selection.rules import VALUES, Rules, with_value
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -39,6 +41,30 @@ class Node(Table, frozen=True, kw_only=True, rename="kebab"):
     server: Annotated[str, Meta(description="Name or FQDN of the server in it that this node is.")]
 
 
+class Directory(Table, frozen=True, kw_only=True, rename="kebab"):
+    """Active Directory or AD LDS, which a node follows while it runs; what node.organization says of
+    msExchServerInternalTLSCert does not count then.  Needs the extra `ad`.
+    """
+
+    urls: Annotated[
+        tuple[str, ...], Meta(description="Domain controllers, such as ldap://dc1.contoso.com; tried in this order.")
+    ] = ()
+    bind: Annotated[
+        str | None, Meta(description="Name to log on with inside TLS; Kerberos is used when not given.")
+    ] = None
+    password_file: Annotated[str | None, Meta(description="File that holds its password; mode 0600.")] = None
+    ca: Annotated[str | None, Meta(description="File of the certificates that LDAP over TLS is trusted by.")] = None
+    interval: Annotated[Seconds, Meta(description="Look for changes this often, where no word of them comes.")] = 60.0
+    grace: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="When no domain controller answers, the last known value serves until it is this old; then the"
+            " attribute counts as one that cannot be read.",
+        ),
+    ] = 3600.0
+
+
 class Store(Table, frozen=True, kw_only=True, rename="kebab"):
     """The local certificate store."""
 
@@ -48,15 +74,11 @@ class Store(Table, frozen=True, kw_only=True, rename="kebab"):
     ] = None
 
 
-class Listen(Table, frozen=True, kw_only=True, rename="kebab"):
-    """Where a Receive connector listens on this machine."""
-
-    connector: Annotated[str, Meta(description="Name of the Receive connector, as Get-ReceiveConnector prints it.")]
-    address: Annotated[str, Meta(description="Address and port, such as 127.0.0.1:2525 or [::1]:2525.")]
-
-
 class Limits(Table, frozen=True, kw_only=True, rename="kebab"):
-    """What a session may take, for each Receive connector."""
+    """What a session may take, for each Receive connector, unless it has `[listen.limits]` of its own.
+
+    Where its properties in the organisation say less (`MaxMessageSize`, `MaxRecipientsPerMessage`), that holds.
+    """
 
     sessions: Annotated[Count, Meta(description="Sessions at a time, as MaxInboundConnection.")] = 5000
     sessions_per_peer: Annotated[
@@ -69,6 +91,20 @@ class Limits(Table, frozen=True, kw_only=True, rename="kebab"):
     ] = 300.0
     session_timeout: Annotated[Seconds, Meta(description="A session lasts no longer, as ConnectionTimeout.")] = 600.0
     handshake_timeout: Annotated[Seconds, Meta(description="Wait this long for a TLS handshake.")] = 30.0
+
+
+class Listen(Table, frozen=True, kw_only=True, rename="kebab"):
+    """Where a Receive connector listens on this machine."""
+
+    connector: Annotated[str, Meta(description="Name of the Receive connector, as Get-ReceiveConnector prints it.")]
+    address: Annotated[str, Meta(description="Address and port, such as 127.0.0.1:2525 or [::1]:2525.")]
+    limits: Annotated[
+        Limits | None,
+        Meta(
+            description="Limits of this connector: keys of `[limits]` in a table `[listen.limits]` behind its `[[listen]]`;"
+            " for the others `[limits]` holds."
+        ),
+    ] = None
 
 
 class Delivery(Table, frozen=True, kw_only=True, rename="kebab"):
@@ -232,6 +268,7 @@ class Config(Table, frozen=True, kw_only=True, rename="kebab"):
 
     node: Node
     store: Store
+    directory: Directory = Directory()
     listen: tuple[Listen, ...] = ()
     limits: Limits = Limits()
     delivery: Delivery = Delivery()
@@ -240,6 +277,11 @@ class Config(Table, frozen=True, kw_only=True, rename="kebab"):
     metrics: Metrics = Metrics()
     log: Log = Log()
     rules: Annotated[dict[str, str], Meta(description="Rules of selection other than the default.")] = {}
+
+    def limits_of(self, connector: str) -> Limits:
+        """The limits of a Receive connector, called by its name or identity."""
+        found = [entry.limits for entry in self.listen if same_connector(entry.connector, connector) and entry.limits]
+        return found[0] if found else self.limits
 
     @property
     def selection_rules(self) -> Rules:
@@ -273,10 +315,31 @@ def load(path: Path) -> Config:
     faults: list[str] = []
     config: Config | None = _table(given, Config, "", faults)
     if config is not None:
+        config = _with_limits(config, given)
         faults += _contradictions(config)
     if faults or config is None:
         raise ConfigError(str(path), faults)
     return config
+
+
+def _with_limits(config: Config, given: Mapping[str, Any]) -> Config:
+    """The limits of each entry of ``listen`` made whole: what it does not say, [limits] says."""
+    listen = []
+    for entry, table in zip(config.listen, given.get("listen", ()), strict=True):
+        if entry.limits is not None:
+            own = {
+                field.name: getattr(entry.limits, field.name)
+                for field in msgspec.structs.fields(Limits)
+                if field.encode_name in table["limits"]
+            }
+            entry = msgspec.structs.replace(entry, limits=msgspec.structs.replace(config.limits, **own))
+        listen.append(entry)
+    return msgspec.structs.replace(config, listen=tuple(listen))
+
+
+def same_connector(a: str, b: str) -> bool:
+    """Whether two names are those of one Receive connector of this server: ``MBX1\\Default MBX1`` or ``Default MBX1``."""
+    return same_name(a.rpartition("\\")[2], b.rpartition("\\")[2])
 
 
 def _table(given: Mapping[str, Any], kind: type[Any], where: str, faults: list[str]) -> Any:
@@ -294,10 +357,10 @@ def _table(given: Mapping[str, Any], kind: type[Any], where: str, faults: list[s
             )
             continue
         field = known[key]
-        inner = _table_type(field.type)
-        if inner is not None and isinstance(value, dict):
+        inner, array = _table_type(field.type), get_origin(field.type) is tuple
+        if inner is not None and not array and isinstance(value, dict):
             values[field.name] = _table(value, inner, f"{place}.", faults)
-        elif inner is not None and isinstance(value, list) and all(isinstance(v, dict) for v in value):
+        elif inner is not None and array and isinstance(value, list) and all(isinstance(v, dict) for v in value):
             values[field.name] = tuple(_table(v, inner, f"{place}[{i}].", faults) for i, v in enumerate(value))
         else:
             try:
@@ -310,10 +373,9 @@ def _table(given: Mapping[str, Any], kind: type[Any], where: str, faults: list[s
 
 def _table_type(kind: Any) -> type[Any] | None:
     """The table that a field of type ``kind`` holds, alone or in an array."""
-    for candidate in (kind, *get_args(kind)):
-        if isinstance(candidate, type) and issubclass(candidate, Table):
-            return candidate
-    return None
+    if isinstance(kind, type) and issubclass(kind, Table):
+        return kind
+    return next((table for each in get_args(kind) if (table := _table_type(each)) is not None), None)
 
 
 def _contradictions(config: Config) -> Iterator[str]:
@@ -322,6 +384,10 @@ def _contradictions(config: Config) -> Iterator[str]:
             with_value(Rules(), name, value)
         except ValueError as e:
             yield f"rules.{name}: {e}"
+    for i, entry in enumerate(config.listen):
+        for other in config.listen[:i]:
+            if entry.limits and other.limits and same_connector(entry.connector, other.connector):
+                yield f"listen[{i}].limits: all addresses of {entry.connector} share its limits, and it has some already"
     delivery = config.delivery
     if config.queue.database is None and (delivery.maildir is None) == (delivery.next_hop is None) and config.listen:
         yield "delivery: either maildir or next-hop is needed, and not both; with queue.database any of them may be"
@@ -378,7 +444,7 @@ def describe() -> str:
         parts += [
             f"## `{head}`",
             "",
-            (table.__doc__ or "").strip(),
+            cleandoc(table.__doc__ or ""),
             "",
             "| key | type | default | meaning |",
             "|---|---|---|---|",
@@ -411,4 +477,6 @@ def _type_name(kind: Any) -> str:
         return " or ".join(_type_name(each) for each in get_args(kind) if each is not type(None))
     if origin is dict:
         return "table of text"
+    if _table_type(kind) is not None:
+        return "table"
     return {str: "text", int: "number", float: "seconds", bool: "true or false"}.get(kind, str(kind))

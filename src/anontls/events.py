@@ -19,6 +19,11 @@ TRANSPORT = "MSExchangeTransport"
 FRONT_END_TRANSPORT = "MSExchangeFrontEndTransport"
 
 
+def source(transport_service: object) -> str:
+    """The source of an event about a Receive connector of that ``TransportRole``; ``None``: about none."""
+    return FRONT_END_TRANSPORT if transport_service == "FrontendTransport" else TRANSPORT
+
+
 class EventType(msgspec.Struct, frozen=True, kw_only=True):
     """One event as the catalogue knows it; ``text`` and ``remedy`` have named fields in braces."""
 

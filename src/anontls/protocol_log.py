@@ -199,6 +199,9 @@ class SessionLog:
             self.information(data, what + ROW_CONTEXT)
             return
         self.information("", f"{what} certificate")
+        if what == "Received":  # nothing else of a peer's is observed
+            self.information(thumbprint, "Certificate thumbprint")
+            return
         rows = (
             ("subject", subject),
             ("issuer name", issuer),

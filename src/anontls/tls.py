@@ -35,6 +35,15 @@ MAX_UNREAD = 4 * 1024 * 1024  #: decrypted bytes that may wait for :meth:`TlsPum
 RECORD = 16 * 1024  #: plaintext of one TLS record at most; also what is passed at a time, so idle buffers stay small
 OUTPUT = 32 * 1024  #: bytes taken from the library at a time
 
+REFUSED = (
+    SSL.Error,
+    crypto.Error,
+    ValueError,
+    TypeError,
+)  #: what the library raises when it does not take a certificate
+TAKEN = "a certificate with an RSA key of 2048 bits, as `anontls cert new` makes it, is taken"
+UNREADABLE = "its bytes are not a certificate that can be read"
+
 Version = Literal["TLSv1.2", "TLSv1.3"]
 _VERSION = {"TLSv1.2": SSL.TLS1_2_VERSION, "TLSv1.3": SSL.TLS1_3_VERSION}
 
@@ -115,20 +124,31 @@ def _accept(_connection: SSL.Connection, _certificate: crypto.X509, _error: int,
 def _show(context: SSL.Context, own: OwnCertificate) -> None:
     certificate = own.certificate.x509
     if certificate is None:
-        raise OwnCertificateRefused(own.thumbprint, "its bytes are not a certificate that can be read")
+        raise OwnCertificateRefused(own.thumbprint, UNREADABLE)
     try:
         context.use_certificate(certificate)
         context.use_privatekey(own.key)
         context.check_privatekey()
         for der in own.chain:
             context.add_extra_chain_cert(x509.load_der_x509_certificate(der))
-    except (SSL.Error, crypto.Error, ValueError, TypeError) as e:
-        because = _reason(e) or "no reason given"
-        raise OwnCertificateRefused(
-            own.thumbprint,
-            f"the TLS library refuses it ({own.certificate.key}, {own.certificate.signature_algorithm}): {because}",
-            hint="a certificate with an RSA key of 2048 bits, as `anontls cert new` makes it, is taken",
-        ) from None
+    except REFUSED as e:
+        raise OwnCertificateRefused(own.thumbprint, _refusal(own.certificate, e), hint=TAKEN) from None
+
+
+def refusal(certificate: Certificate) -> str | None:
+    """Why the TLS library takes no such certificate of ours, whatever its private key; ``None``: it does."""
+    if certificate.x509 is None:
+        return UNREADABLE
+    try:
+        SSL.Context(SSL.TLS_SERVER_METHOD).use_certificate(certificate.x509)
+    except REFUSED as e:
+        return _refusal(certificate, e)
+    return None
+
+
+def _refusal(certificate: Certificate, error: Exception) -> str:
+    because = _reason(error) or "no reason given"
+    return f"the TLS library refuses it ({certificate.key}, {certificate.signature_algorithm}): {because}"
 
 
 # --- the pump ---------------------------------------------------------------------------------------------------------

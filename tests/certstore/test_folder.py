@@ -1,18 +1,20 @@
+import base64
 import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anontls.certstore import CertificateStore, MemoryStore, files
+from anontls.certstore.chain import pick
 from anontls.certstore.files import Passphrase, Unusable
 from anontls.certstore.folder import FolderStore
 from anontls.facts import Unknown, is_unknown
-from anontls.facts.own_certificate import OwnCertificate, OwnCertificateRefused
+from anontls.facts.own_certificate import OwnCertificate, OwnCertificateRefused, PrivateKey
 from tests.certstore.make import NOW, Kind, key_of, key_pem, make, pem, pfx
 
 posix = pytest.mark.skipif(os.name != "posix", reason="modes say nothing here")
@@ -380,8 +382,13 @@ def test_a_folder_that_is_gone_leaves_the_store_as_it_was(folder: Path) -> None:
     with pytest.raises(Unusable, match="cannot be read"):
         store.reload(NOW)
     assert store.find(own.thumbprint) is not None
-    with pytest.raises(Unusable, match="cannot be read"):
+    with pytest.raises(Unusable, match="cannot be read") as caught:
         opened(folder)
+    assert caught.value.cure == "put it there, or see to its name"
+    folder.symlink_to(folder.parent / "nothing")
+    with pytest.raises(Unusable, match="cannot be read") as caught:
+        opened(folder)
+    assert "symbolic link" in caught.value.cure
 
 
 def test_broken_bindings_leave_the_last_ones(folder: Path) -> None:
@@ -488,7 +495,7 @@ def test_any_bytes_are_unusable_at_worst(data: bytes, suffix: str, start: bytes)
     try:
         found = files.contents(start + data, suffix)
         if found.certificates:
-            files.pick(found.certificates, found.keys)
+            pick(found.certificates, found.keys)
     except Unusable as e:
         assert e.cure  # noqa: PT017 raising is one of two good ends
 
@@ -500,12 +507,52 @@ def test_a_damaged_certificate_is_unusable_at_worst(place: int, change: int) -> 
     data[place % len(data)] ^= change
     try:
         found = files.contents(bytes(data), ".cer")
-        files.pick(found.certificates, [files.SealedKey(key_pem(own.key), pem=True, encrypted=False)])
+        pick(found.certificates, [files.SealedKey(key_pem(own.key), pem=True, encrypted=False)])
     except Unusable as e:
         assert e.cure  # noqa: PT017 as above
 
 
 # --- size, and the store in memory ------------------------------------------------------------------------------------
+
+
+def test_an_rsa_key_is_matched_by_its_modulus_and_another_one_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = make("rsa")
+    other = make("rsa", name="other", number=1)
+    put(folder / "mbx1.pem", pem(own.der), key_pem(own.key))
+    put(folder / "other.pem", pem(other.der), key_pem(own.key))
+    parsed: list[object] = []
+    opening = files.SealedKey.open
+
+    def counted(key: files.SealedKey, *passphrase: Passphrase | None, checked: bool = True) -> PrivateKey:
+        parsed.append(key)
+        return opening(key, *passphrase, checked=checked)
+
+    monkeypatch.setattr(files.SealedKey, "open", counted)
+    store = opened(folder)
+    assert len(parsed) == 1, "of the key that does not fit"
+    assert [problem.file for problem in store.problems] == ["other.pem"]
+    assert store.find(own.thumbprint) is not None
+    assert store.find(other.thumbprint) is None
+
+
+def test_a_key_with_the_right_modulus_and_nothing_else_is_refused_when_it_is_used(folder: Path) -> None:
+    own = make("rsa")
+    der = own.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    broken = der[:400] + bytes(len(der) - 400)
+    body = base64.encodebytes(broken)
+    put(folder / "mbx1.pem", pem(own.der), b"-----BEGIN PRIVATE KEY-----\n" + body + b"-----END PRIVATE KEY-----\n")
+    with pytest.raises(OwnCertificateRefused, match="cannot be read"):
+        opened(folder).find(own.thumbprint)
+
+
+def test_a_key_that_is_not_base64_takes_nothing_from_its_certificate(folder: Path) -> None:
+    own = make("rsa")
+    put(folder / "mbx1.pem", pem(own.der), b"-----BEGIN PRIVATE KEY-----\nA\n-----END PRIVATE KEY-----\n")
+    store = opened(folder)
+    assert [certificate.has_private_key for certificate in store] == [False]
+    assert "the private key cannot be read" in said(store)
 
 
 def test_many_certificates(folder: Path) -> None:

@@ -261,3 +261,26 @@ def test_the_passphrase_is_never_an_argument(cert: Run) -> None:
         _, out, _ = cert(name, "--help")
         assert "--password " not in out
         assert "--store " in out
+
+
+def test_a_key_that_is_too_small_for_tls_is_told(cert: Run, tmp_path: Path) -> None:
+    small, store = make("rsa-1024", start=NOW, days=4000), tmp_path / "store"
+    source = tmp_path / "small.pem"
+    source.write_bytes(pem(small.der) + key_pem(small.key))
+    status, out, err = cert("import", "--store", store, source)
+    assert (status, out.strip()) == (Exit.DONE, small.thumbprint)
+    assert "warning: the TLS library refuses it (RSA 1024" in err and "2048" in err
+    status, out, err = cert("list", "--store", store)
+    assert status == Exit.NOT_MET and small.thumbprint in out and "the TLS library refuses it (RSA 1024" in err
+    (_, problem) = listed(cert, store)
+    assert problem["schema"] == "anontls/cert-problem/1" and "key too small" in str(problem["message"])
+
+
+def test_a_small_key_without_its_private_key_is_nobodys_to_show(cert: Run, tmp_path: Path) -> None:
+    small, store = make("rsa-1024", start=NOW, days=4000), tmp_path / "store"
+    source = tmp_path / "small.pem"
+    source.write_bytes(pem(small.der))
+    _, _, err = cert("import", "--store", store, source)
+    assert "warning" not in err
+    status, _, err = cert("list", "--store", store)
+    assert (status, err) == (Exit.DONE, "")

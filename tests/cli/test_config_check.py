@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from anontls import config
+from anontls.certstore import write
 from anontls.cli import Exit, options
 from anontls.directory import snapshot
 from anontls.facts import InternalTlsCert, Unknown
@@ -25,6 +26,7 @@ from anontls.transport.check import findings
 from anontls.transport.metrics import Metrics, Observed
 from anontls.transport.metrics_server import MetricsServer
 from anontls.transport.queue_file import APPLICATION, STEPS
+from tests.certstore.make import make
 from tests.cli.conftest import Anontls
 from tests.cli.test_serve import change, serving
 
@@ -156,6 +158,27 @@ def test_a_certificate_that_is_gone_stops_every_selection(anontls: Anontls, lab:
     assert "EDGE1 starts without an internal transport certificate (step 3): " in said[0]
     assert "Enable-ExchangeCertificate -Server EDGE1" in ran.out, "with a remedy"
     assert "warning  store.folder: bindings.toml: " in ran.out
+
+
+def test_a_certificate_that_the_library_refuses_is_one_finding_with_its_reason(anontls: Anontls, lab: Path) -> None:
+    small = make("rsa-1024", name="edge1", start=options.now() - timedelta(days=1))
+    write.add(lab / "edge1-certificates", small.certificate, small.key)
+    change_server(lab, "EDGE1", internal_tls_cert=(own := InternalTlsCert(der=small.der)), internal_tls_cert_adlds=own)
+    path = lab / "edge1.toml"
+    start = [one for one in findings(config.load(path), path, options.now(), bind=False) if one.place == "node.server"]
+    assert [(one.severity, one.decision and one.decision.last.step) for one in start] == [("error", "3")]
+    ran = anontls("config", "check", path)
+    assert ran.status == Exit.NOT_MET and "cannot be loaded: the TLS library refuses it (RSA 1024" in ran.out
+
+
+def test_a_delivery_type_that_is_none(lab: Path) -> None:
+    path = lab / "edge1.toml"
+    path.write_text(path.read_text().replace("[delivery]", '[delivery]\ndelivery-type = "SmtpRelayToDga"'))
+    (finding,) = [
+        one for one in findings(config.load(path), path, options.now(), bind=False) if one.place == "delivery"
+    ]
+    assert (finding.severity, finding.cure) == ("error", "did you mean SmtpRelayToDag?")
+    assert "no DeliveryType SmtpRelayToDga" in finding.text
 
 
 def test_an_expired_certificate_is_a_warning(lab: Path) -> None:

@@ -63,6 +63,28 @@ def test_a_reader_that_stops_is_no_error(org: Path) -> None:
     assert "Traceback" not in ran.stderr and "BrokenPipe" not in ran.stderr and "status 0" in ran.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["events", "list"], ["select", "--org", "ORG", "--json"], ["probe", "127.0.0.1:1"]]
+)
+def test_a_device_that_is_full_is_told_in_one_line(org: Path, arguments: list[str]) -> None:
+    given = [str(org) if word == "ORG" else word for word in arguments]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [str(PROGRAM), *given], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert (ran.returncode, ran.stderr) == (3, "error: the output cannot be written: No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_nothing_can_be_said_at_all() -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run([str(PROGRAM), "events", "list"], stdout=full, stderr=full, timeout=60, check=False)
+        assert ran.returncode == 3
+        ran = subprocess.run([str(PROGRAM), "events", "show", "1"], stdout=full, stderr=full, timeout=60, check=False)
+        assert ran.returncode == 3
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(anontls: Anontls, shell: str) -> None:
     ran = anontls("completion", shell)

@@ -188,7 +188,18 @@ def test_nobody_listens(anontls: Anontls, lab: Path, mail: Path) -> None:
     with fake_server() as server:
         port = server.port
     ran = to_mailbox(anontls, lab, port, mail)
-    assert ran.status == Exit.UNKNOWN and "4.4.397" in ran.err
+    assert ran.status == Exit.UNKNOWN and "4.4.397" in ran.err and ran.err.rstrip().endswith(": Connection refused")
+
+
+@pytest.mark.parametrize("answers", [{X: b"454 4.7.0 no\r\n"}, {"MAIL": b"250 ok\r\n"}])
+def test_the_protocol_log_has_the_end_of_a_session_that_failed(
+    anontls: Anontls, lab: Path, mail: Path, answers: dict[str, bytes]
+) -> None:
+    with fake_server(answers=answers) as server:
+        assert to_mailbox(anontls, lab, server.port, mail).status == Exit.UNKNOWN
+    (log,) = (lab / "edge1-log" / "SmtpSend").iterdir()
+    marks = [row.split(",")[6] for row in log.read_text().splitlines() if not row.startswith("#")]
+    assert marks.count("+") == marks.count("-") == 1 and marks[-1] == "-"
 
 
 def test_silence(anontls: Anontls, lab: Path, mail: Path) -> None:
@@ -217,6 +228,8 @@ def test_silence(anontls: Anontls, lab: Path, mail: Path) -> None:
         (["--to", "host:25", "--server", "MBX9"], "known: MBX1, EDGE1"),
         (["--to", "host:25", "--server", "MBX1", "--connector", "Nonsense"], "known: EdgeSync - Inbound"),
         (["--to", "host:25", "--timeout", "-1"], "--timeout"),
+        (["--to", "host:25", "--delivery-type", "SmtpRelayWithinAdSiteToEgde"], "SmtpRelayWithinAdSiteToEdge?"),
+        (["--to", "host:25", "--delivery-type", "x"], "known: DeliveryAgent, "),
         ([], "--to"),
     ],
 )

@@ -100,6 +100,15 @@ def test_a_directory_search_is_recognised() -> None:
         ("AuthMechanism", {"value": 31, "Value": "Tls"}, "Tls"),
         ("Enabled", "True", True),
         ("SuppressXAnonymousTls", False, False),
+        ("RequireTLS", "True", True),
+        ("SizeEnabled", 2, 2),
+        ("SizeEnabled", "EnabledWithoutValue", "EnabledWithoutValue"),
+        ("ChunkingEnabled", False, False),
+        ("MaxMessageSize", "36 MB (37,748,736 bytes)", 37_748_736),
+        ("MaxMessageSize", "36 MB (37.748.736 bytes)", 37_748_736),
+        ("MaxMessageSize", "2 GB (2\u202f147\u202f482\u202f624 bytes)", 2_147_482_624),
+        ("MaxMessageSize", 65536, 65536),
+        ("MaxRecipientsPerMessage", "200", 200),
         ("Fqdn", {"Domain": "a.b"}, "a.b"),
         ("Fqdn", None, None),
         ("TlsCertificateName", {"CertificateIssuer": "CN=I", "CertificateSubject": "CN=S"}, "<I>CN=I<S>CN=S"),
@@ -115,6 +124,12 @@ def test_a_directory_search_is_recognised() -> None:
 def test_forms_of_receive_connector_values(name: str, value: object, want: object) -> None:
     read = cmdlets.receive_connector({"Identity": "A\\B", name: value}, "f", strict=True)
     assert getattr(read, cmdlets.FIELDS[type(read)][name]) == want
+
+
+@pytest.mark.parametrize("value", ["36 MB", "36 MB ( bytes)", "36 MB (37 octets)", "-1", 1.5, True, "(1 bytes) more"])
+def test_what_is_no_size(value: object) -> None:
+    read = cmdlets.receive_connector({"Identity": "A\\B", "MaxMessageSize": value}, "f")
+    assert isinstance(read.max_message_size, Unknown)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from anontls.selection import DEFAULT, Decision, Outcome, Rules, questions, sele
 from tests.selection.tables import OTHER_RULES, decisions, read
 from tests.selection.test_cases import facts_of, only_its_own
 from tests.support.make import (
+    ITC,
     OTHER,
     UNKNOWN,
     make_certificate,
@@ -171,7 +172,12 @@ def all_decisions() -> list[Decision]:
             facts = facts_of(line)
             found += [select(facts), select(facts, OTHER_RULES)]
     malformed = make_receive_connector(TlsCertificateName="<I>CN=CA")
-    return [*found, select(make_facts("inbound-starttls", receive_connector=malformed))]
+    found.append(select(make_facts("inbound-starttls", receive_connector=malformed)))
+    refused = Store([make_certificate()], {ITC: "the TLS library refuses it"})
+    for scenario in ("inbound-anonymous", "inbound-starttls"):
+        facts = make_facts(scenario, store=refused, receive_connector=make_receive_connector(Fqdn=None))
+        found += [select(facts), select(facts, OTHER_RULES)]
+    return found
 
 
 def test_every_reason_has_its_words_and_no_words_are_left_over() -> None:

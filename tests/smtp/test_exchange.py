@@ -206,3 +206,16 @@ def test_masking(greeting: str, hello: str, keywords: tuple[str, ...], banner: b
     assert (found.keywords, found.banner, found.hello) == (keywords, banner, refused)
     assert bool(found) == bool(keywords or banner or refused)
     assert not masking(None, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "tls", "verbs"),
+    [
+        ({"chunking": False}, None, "HELO EHLO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT"),
+        (FRONTEND, None, "HELO EHLO STARTTLS X-ANONYMOUSTLS AUTH X-EXPS MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT"),
+        (FRONTEND, "STARTTLS", "HELO EHLO AUTH X-EXPS MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT"),
+        ({"exchange_auth": True}, "X-ANONYMOUSTLS", "HELO EHLO X-EXPS MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT"),
+    ],
+)
+def test_help_tells_what_this_session_is_offered(fields: dict[str, Any], tls: TlsVerb | None, verbs: str) -> None:
+    assert exchange.help_reply(make_settings(**fields), tls).lines[1] == verbs

@@ -141,7 +141,9 @@ def test_what_was_acknowledged_arrives_in_the_mailboxes(world: World) -> None:
         with Node(world, 'maildir = "mail"\ncreate-mailboxes = true') as node:
             crashes = Crashes(node, load, settle)
             async with load.running(CLIENTS):
-                for number in range(10 * ROUNDS):  # more than wanted only while all were killed before they took any mail
+                for number in range(
+                    10 * ROUNDS
+                ):  # more than wanted only while all were killed before they took any mail
                     if number < max(1, ROUNDS // 4) or not ledger.acknowledged:
                         await crashes.round(rng)
             await crashes.finish()

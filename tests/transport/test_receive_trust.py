@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
-from anontls.facts import InternalTlsCert, Unknown
+from anontls.certstore import MemoryStore
+from anontls.eventlog import MemoryEventLog
+from anontls.facts import InternalTlsCert, Organization, Phase, Scenario, Server, Unknown
 from anontls.facts.own_certificate import OwnCertificate
+from anontls.selection import Result
 from anontls.transport.lab import EDGE, MAILBOX
+from anontls.transport.node import Node
 from tests.certstore.make import make, make_weak
 from tests.transport.world import ANNA, World, connected, exchange_server, greeted, run
 
@@ -78,9 +83,60 @@ def test_certificate_that_the_library_refuses_is_12013_and_no_crash(world: World
     assert offered(world, sessions=2) == {"STARTTLS"}
     (event,) = world.events(EDGE)
     assert event["id"] == 12013
+    assert event["source"] == "MSExchangeTransport"
     assert event["values"]["thumbprint"] == small.thumbprint
     assert "refuses" in event["text"]
     assert "rsa" in event["values"]["reason"].lower()
+
+
+def test_the_front_end_service_is_the_source_of_its_events(world: World) -> None:
+    small = make("rsa-1024", name="edge1", start=LATER - timedelta(days=1), days=4000)
+    world.add_certificate(EDGE, small)
+    world.publish(EDGE, small)
+    world.change_connector(EDGE, transport_role="FrontendTransport")
+    assert offered(world, later=True) == set()
+    sources = {(one["id"], one["source"]) for one in world.events(EDGE)}
+    front_end = "MSExchangeFrontEndTransport"
+    assert sources == {(12013, "MSExchangeTransport"), (12013, front_end), (12014, front_end)}, "one is of the start"
+
+
+def test_a_matching_certificate_that_has_expired_is_told_by_the_service_of_the_connector(world: World) -> None:
+    log = MemoryEventLog()
+    node = Node(world.organization, world.server(MAILBOX), MemoryStore(), log, lambda: LATER)
+    connector = msgspec.structs.replace(world.connector(MAILBOX), transport_role="FrontendTransport")
+    for received_by in (None, connector):
+        assert node.trust(world.certificates[EDGE].certificate, EDGE, received_by).trusted
+    assert [(one.id, one.source) for one in log.events] == [
+        (12019, "MSExchangeTransport"),
+        (12019, "MSExchangeFrontEndTransport"),
+    ]
+
+
+def test_a_certificate_that_the_library_refuses_is_tried_once_and_again_in_another_store() -> None:
+    small = make("rsa-1024")
+    server = Server(name=MAILBOX, internal_tls_cert=InternalTlsCert(thumbprint=small.thumbprint))
+    tried: list[str] = []
+
+    class Counting(MemoryStore):
+        def find(self, thumbprint: str) -> OwnCertificate | None:
+            tried.append(thumbprint)
+            return super().find(thumbprint)
+
+    def keyed() -> Counting:
+        certificate = msgspec.structs.replace(small.certificate, has_private_key=True)
+        return Counting([OwnCertificate(certificate, small.key)])
+
+    node = Node(
+        Organization(schema="anontls/org/1", servers=(server,)), server, keyed(), MemoryEventLog(), lambda: LATER
+    )
+    for _ in range(3):
+        decision = node.select(Scenario.INBOUND_ANONYMOUS, phase=Phase.STARTUP)
+        assert (decision.result, decision.last.step, decision.last.because) == (Result.NONE, "3", "3.refused")
+        assert node.presented(decision) is None
+    assert len(tried) == 1
+    node.store = keyed()
+    node.select(Scenario.INBOUND_ANONYMOUS, phase=Phase.STARTUP)
+    assert len(tried) == 2
 
 
 def test_starttls_certificate_that_the_library_refuses_is_12014(world: World) -> None:
@@ -316,7 +372,9 @@ def test_the_protocol_log_of_a_trusted_session(world: World) -> None:
 
     run(session())
     rows = [line.split(",", 6)[6] for line in world.log(EDGE, "Receive").splitlines() if not line.startswith("#")]
-    assert rows[0] == "+,,"
+    anonymous = "SMTPSubmit SMTPAcceptAnySender SMTPAcceptAuthoritativeDomainSender AcceptRoutingHeaders"
+    assert rows[:2] == ["+,,", f"*,{anonymous},Set Session Permissions"]
+    rows = rows[1:]
     assert rows[1].startswith('>,"220 edge1.contoso.com Microsoft ESMTP MAIL Service ready at ')
     assert rows[2] == "<,EHLO mbx1.contoso.com,"
     assert rows[3].startswith(">,250  edge1.contoso.com Hello [127.0.0.1] SIZE 37748736 PIPELINING DSN ")
@@ -329,3 +387,44 @@ def test_the_protocol_log_of_a_trusted_session(world: World) -> None:
     assert world.certificates[MAILBOX].thumbprint in rows[8]
     assert rows[-3:] == ["<,QUIT,", ">,221 2.0.0 Service closing transmission channel,", "-,,Local"]
     assert "*,mbx1.contoso.com,Direct trust: match" in rows
+
+
+async def said_of_the_client(world: World, own: OwnCertificate | None, verb: str = "STARTTLS") -> list[str]:
+    """The rows between EHLO inside TLS and the end."""
+    async with world.node(EDGE) as node, greeted(node.port) as client:
+        await client.secure(verb, own)
+        await client.ask("EHLO a")
+        await client.ask("EHLO a")
+        await client.ask("QUIT")
+        await client.rest()
+    rows = [line.split(",", 6)[6] for line in world.log(EDGE, "Receive").splitlines() if not line.startswith("#")]
+    return rows[rows.index("<,EHLO a,") :]
+
+
+def test_the_protocol_log_of_a_client_without_certificate(world: World) -> None:
+    rows = run(said_of_the_client(world, None))
+    assert rows[:3] == [
+        "<,EHLO a,",
+        "*,,Client certificate chain validation status: 'EmptyCertificate'",
+        "*,,TlsDomainCapabilities='None'; Status='NoRemoteCertificate'",
+    ]
+    assert rows[3].startswith(">,250  edge1.contoso.com Hello ")
+    assert rows[4] == "<,EHLO a,"
+    assert rows[5].startswith(">,250 "), "it is said once"
+
+
+@pytest.mark.parametrize("verb", ["STARTTLS", "X-ANONYMOUSTLS"])
+def test_nothing_is_logged_of_a_certificate_that_is_there_or_where_it_is_not_observed(world: World, verb: str) -> None:
+    own = world.certificates[MAILBOX] if verb == "STARTTLS" else None
+    rows = run(said_of_the_client(world, own, verb))
+    assert rows[1].startswith(">,250  edge1.contoso.com Hello ")
+
+
+def test_a_connector_that_lets_nobody_in_logs_no_permissions(world: World) -> None:
+    async def session() -> None:
+        async with world.node(MAILBOX) as node, exchange_server(node.port, "edge1.contoso.com", None):
+            pass
+
+    run(session())
+    assert "Direct trust: no certificate" in world.log(MAILBOX, "Receive")
+    assert "Set Session Permissions" not in world.log(MAILBOX, "Receive")

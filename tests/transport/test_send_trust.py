@@ -248,6 +248,7 @@ def test_decision_certificate_that_the_library_refuses(world: World) -> None:
     world.publish(EDGE, small)
     decision_without_verb(world)
     assert 12013 in world.event_ids(EDGE)
+    assert "it ended at step 3" in world.log(EDGE, "Send")
 
 
 def direct(world: World, name: str, hop: Hop, **fields: object) -> tuple[OutboundSession, Reply | None]:

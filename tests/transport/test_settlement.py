@@ -139,6 +139,22 @@ def test_the_sender_is_told_of_each_refused_recipient_in_one_notification(world:
     run(session())
 
 
+def test_what_we_refuse_to_send_is_not_told_as_the_peers_answer(world: World) -> None:
+    async def session() -> None:
+        peer = Peer("PIPELINING", "8BITMIME", "DSN")
+        async with relaying(world, {"wingtip.example": peer}) as node:
+            await node.send(DORA, sender=ANNA, smtputf8=True, content="Subject: \u00f6\r\n\r\nx\r\n".encode())
+            await node.empty()
+        assert peer.letters == []
+        (notification,) = world.messages(ANNA)
+        group = reported(notification)[DORA]
+        assert group["Diagnostic-Code"].startswith("smtp; 550 5.6.7 Message needs SMTPUTF8")
+        assert "Remote-MTA" not in group
+        assert b" answered: " not in notification
+
+    run(session())
+
+
 def test_a_notification_goes_to_the_queue_of_the_sender_with_a_null_sender(world: World) -> None:
     async def session() -> None:
         home = Peer()

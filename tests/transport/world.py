@@ -146,7 +146,8 @@ class World:
     async def node(self, name: str, now: Callable[[], datetime] = system_now) -> AsyncIterator[Running]:
         """A running node, stopped at the end."""
         console = self.consoles[name] = io.StringIO()
-        service = Service(config.load(self.config(name)), self.folder, now=now, console=console)
+        path = self.config(name)
+        service = Service(config.load(path), self.folder, now=now, console=console, file=path)
         await service.start()
         try:
             yield Running(service, console)
@@ -278,8 +279,8 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(port: int, *, banner: bool = True) -> AsyncIterator[Client]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def connected(port: int, *, banner: bool = True, source: str = "127.0.0.1") -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
     client = Client(reader, writer)
     try:
         if banner:

@@ -19,7 +19,8 @@ from cryptography import x509
 
 from anontls.certstore import Problem, bindings, files, named
 from anontls.certstore.bindings import Binding
-from anontls.certstore.files import Contents, Passphrase, Picked, SealedKey, Unusable, Version
+from anontls.certstore.chain import Picked, pick
+from anontls.certstore.files import Contents, Passphrase, SealedKey, Unusable, Version
 from anontls.certstore.status import Authorities, status
 from anontls.facts import Certificate, Store, Unknown, is_unknown, normal_thumbprint
 from anontls.facts.own_certificate import OwnCertificate, OwnCertificateRefused
@@ -146,10 +147,12 @@ class FolderStore:
         """Read what has changed since the last time, then swap.
 
         Raises:
-            Unusable: the folder itself cannot be read; the store stays as it was.
+            Unusable: the folder itself cannot be read, or not safely any more; the store stays as it was.
         """
         old = self._state
         read, problems, unsafe = self._read(old.files)
+        if unsafe is not None and any(entry.picked.key for entry in old.entries.values()):
+            raise Unusable(f"the certificate store {self.folder} cannot be used: {unsafe.message}", unsafe.cure)
         entries = _entries(read.values(), old.entries, unsafe, self._passphrase)
         by_thumbprint: dict[str, Entry] = {}
         for file in read.values():
@@ -177,6 +180,7 @@ class FolderStore:
         problems: list[Problem] = []
         try:
             state = self.folder.stat()
+            (self.folder / "..").stat()  # fails where the folder can be listed, and no file in it be opened
             with os.scandir(self.folder) as scan:
                 found = sorted((e for e in scan if _suffix(e.name) in files.SUFFIXES), key=lambda e: e.name)
         except OSError as e:
@@ -333,10 +337,10 @@ def _entry(file: _File, sources: tuple[_File, ...], unsafe: Unusable | None, pas
         problems.append(Problem(file.name, message, "name the file or variable that holds the passphrase"))
         keys = [key for key in keys if not key.encrypted]
     try:
-        picked = files.pick(certificates, keys)
+        picked = pick(certificates, keys)
     except Unusable as e:
         problems.append(Problem(file.name, e.message, e.cure))
-        picked = files.pick(certificates, ())
+        picked = pick(certificates, ())
     certificate = Certificate(der=picked.leaf, has_private_key=picked.key is not None)
     return Entry(file.name, certificate, picked, tuple(problems))
 

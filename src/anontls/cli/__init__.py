@@ -6,8 +6,11 @@ Exit status: 0 done, decided (whatever the answer); 1 ``--expect`` not met, or f
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
+from contextlib import suppress
 from enum import IntEnum
 from typing import ClassVar
 
@@ -42,6 +45,7 @@ class Commands(click.Group):
         "send": "anontls.cli.send:command",
         "probe": "anontls.cli.probe:command",
         "cert": "anontls.cli.cert:command",
+        "edge": "anontls.cli.edge:command",
         "lab": "anontls.cli.lab:command",
         "demo": "anontls.cli.demo:command",
         "completion": "anontls.cli.completion:command",
@@ -67,7 +71,7 @@ def anontls() -> None:
     """Which certificate does an SMTP session between Exchange servers use, and why?
 
     Decides, explains step by step, and shows what a renewal breaks.  ORG is a snapshot file, a folder or .zip of
-    PowerShell exports, or any single export file.
+    PowerShell exports, any single export file, or an LDAP URL.
     """
 
 
@@ -76,9 +80,30 @@ def _lines(message: str) -> str:
     return "\n  ".join(printable(line) for line in message.split("\n  "))
 
 
+#: A device that is full or broken, a quota, a file that may not grow.  EPIPE is a reader that has seen enough.
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+
 def main() -> None:
     """Entry point of the ``anontls`` program."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        status = run(sys.argv[1:])
+    except OSError as e:  # an error message could not be written
+        status = _unwritable(e)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError as e:  # what is left would fail once more as Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            status = status if e.errno == errno.EPIPE else _unwritable(e)
+    sys.exit(status)
+
+
+def _unwritable(error: OSError) -> int:
+    with suppress(OSError):  # standard error may be on the same device
+        click.echo(f"error: the output cannot be written: {error.strerror}", err=True)
+    return Exit.UNKNOWN
 
 
 def run(arguments: list[str]) -> int:
@@ -103,7 +128,9 @@ def run(arguments: list[str]) -> int:
         # click leaves so when a shell asks for completion (0), and with 1 when the reader of a pipe has seen enough,
         # which is no failure.
         return Exit.DONE if e.code in (None, 0, 1) else int(e.code or 0)
-    except Exception:  # noqa: BLE001 the last resort: our own fault
+    except Exception as e:  # noqa: BLE001 the last resort: our own fault
+        if isinstance(e, OSError) and e.errno in UNWRITABLE and e.filename is None:
+            return _unwritable(e)
         import traceback
 
         traceback.print_exc()

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from anontls.certstore import files, write
+from anontls.certstore import Problem, files, write
 from anontls.certstore.bindings import MAX_FRIENDLY_NAME, SERVICES, Binding, in_order, service
+from anontls.certstore.chain import Picked, pick
 from anontls.certstore.files import Passphrase, Unusable
 from anontls.certstore.folder import Entry, FolderStore
 from anontls.certstore.new import KEY_SIZES, new_internal_certificate
-from anontls.cli import Exit, options
+from anontls.cli import Exit, options, publish
 from anontls.errors import MalformedInput, UsageError
 from anontls.facts import Certificate, is_unknown, same_name
 from anontls.facts.names import common_names
 from anontls.facts.own_certificate import OwnCertificate
 from anontls.report import json
 from anontls.report.language import show
+from anontls.tls import TAKEN, refusal
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,7 +81,10 @@ def _passphrase(file: Path | None, variable: str | None, name: str) -> Passphras
 
 @click.group("cert")
 def command() -> None:
-    """The certificates of a store: new, list, import."""
+    """The certificates of a store: new, list, import, publish."""
+
+
+command.add_command(publish.command)
 
 
 @command.command("new")
@@ -165,18 +170,26 @@ def list_(
     as_of: Any,
     as_json: bool,
 ) -> int:
-    """What the store holds.  Exit 1 when something in it cannot be used."""
+    """What the store holds.  Exit 1 when something in it cannot be used, as a key that is too small for TLS."""
     passphrase = _passphrase(store_password_file, store_password_env, "store-password")
     store = FolderStore(folder, now=as_of or options.now(), ca=ca, passphrase=passphrase)
     for entry in store.entries:
         click.echo(json.encode(document(entry)) if as_json else _line(entry))
-    for problem in store.problems:
+    problems = [*store.problems, *(problem for entry in store.entries for problem in _refused(entry))]
+    for problem in problems:
         if as_json:
             said = {"file": problem.file, "message": problem.message, "cure": problem.cure}
             click.echo(json.encode({"schema": "anontls/cert-problem/1", **said}))
         else:
             click.echo(f"{click.style(problem.file, fg='yellow')}: {problem.message}\n    {problem.cure}", err=True)
-    return Exit.NOT_MET if store.problems else Exit.DONE
+    return Exit.NOT_MET if problems else Exit.DONE
+
+
+def _refused(entry: Entry) -> Iterator[Problem]:
+    """A certificate that has its key, and that no session can show."""
+    why = refusal(entry.certificate) if entry.picked.key is not None else None
+    if why is not None:
+        yield Problem(entry.file, why, TAKEN)
 
 
 def document(entry: Entry) -> dict[str, Any]:
@@ -281,10 +294,13 @@ def import_(
         + ("" if key else ", without a private key"),
         err=True,
     )
+    why = refusal(certificate) if key else None
+    if why is not None:
+        click.echo(click.style("warning: ", fg="yellow") + f"{why}\n    {TAKEN}", err=True)
     return Exit.DONE
 
 
-def _picked(source: Path, passphrase: Passphrase | None) -> files.Picked:
+def _picked(source: Path, passphrase: Passphrase | None) -> Picked:
     found = files.contents(files.read(source)[0], source.suffix, passphrase)
     keys = found.keys
     beside = source.with_suffix(files.KEY_SUFFIX)
@@ -292,4 +308,4 @@ def _picked(source: Path, passphrase: Passphrase | None) -> files.Picked:
         keys = files.contents(files.read(beside)[0], files.KEY_SUFFIX).keys
     if not found.certificates:
         raise Unusable("it holds no certificate", "name the certificate's file; its key may be beside it")
-    return files.pick(found.certificates, keys)
+    return pick(found.certificates, keys)

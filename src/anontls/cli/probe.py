@@ -55,8 +55,8 @@ def command(
 ) -> int:
     """Banner, EHLO before and after TLS, and the certificate behind X-ANONYMOUSTLS and behind STARTTLS.
 
-    No mail is sent.  Exit 1 when the certificate behind X-ANONYMOUSTLS is not the one that the directory holds; 3 when
-    the server cannot be reached, when a verb that it offers does not work, or when the directory does not know it.
+    No mail is sent.  Exit 1, with --org, when the certificate behind X-ANONYMOUSTLS is not the one that the directory
+    holds, or when something on the way masks verbs; 3 when the server cannot be reached, when a verb that it offers does not work, or when the directory does not know it.
     """
     host, port = _target(target)
     if expect_match and org is None:
@@ -81,7 +81,7 @@ def command(
         )
     )
     click.echo(json.encode(_document(seen)) if as_json else _text(seen, language))
-    return _status(seen, expect_match=expect_match)
+    return _status(seen, compared=org is not None, expect_match=expect_match)
 
 
 def _own_name() -> str:
@@ -100,11 +100,13 @@ def _target(text: str) -> tuple[str, int]:
     raise UsageError(f"{text!r} is not HOST or HOST:PORT", hint="an IPv6 address stands in brackets: [::1]:25")
 
 
-def _status(seen: Probed, *, expect_match: bool) -> Exit:
+def _status(seen: Probed, *, compared: bool, expect_match: bool) -> Exit:
     """What could not be seen is never a finding: it outranks only what was found to be as it should be."""
     anonymous = seen.behind[0] if seen.behind else None
     trust = anonymous.trust if anonymous else None
     if trust is not None and trust.result in {TrustResult.MISMATCH, TrustResult.NO_CERTIFICATE}:
+        return Exit.NOT_MET
+    if compared and seen.masked:
         return Exit.NOT_MET
     if seen.failure is not None or any(behind.failure for behind in seen.behind):
         return Exit.UNKNOWN

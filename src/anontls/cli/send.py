@@ -19,7 +19,8 @@ from anontls.report.language import Language, show
 from anontls.report.printable import printable
 from anontls.selection.sessions import send_connectors
 from anontls.smtp.syntax import Envelope, Recipient, valid_envelope
-from anontls.transport.send import NextHop, OutboundSession, SessionFailed
+from anontls.transport.destinations import check_delivery_type
+from anontls.transport.send import GOODBYE, NextHop, OutboundSession, SessionFailed
 from anontls.transport.service import Service, system_now
 
 
@@ -86,6 +87,7 @@ def command(
     \b
     anontls send --config edge1.toml --to 127.0.0.1:2525 --server MBX1 --recipient anna@contoso.com mail.eml
     """
+    check_delivery_type(delivery_type, "--delivery-type")
     settings = config.load(configuration)
     try:
         host, port = config.host_and_port(target)
@@ -156,8 +158,8 @@ async def _send(
         try:
             for line in data.replace("\r\n", "\n").split("\n") if watched else ():
                 click.echo(f"{mark.value} {printable(line)}{'  ' if line and context else ''}{context}".rstrip())
-        except BrokenPipeError:
-            watched = False  # nobody reads on; the message is sent all the same
+        except OSError:
+            watched = False  # nobody reads on, or the device is full; the message is sent all the same
 
     session = OutboundSession(service.node, hop, service.send_log, trace)
     failure: SessionFailed | None = None
@@ -169,7 +171,8 @@ async def _send(
         await session.close()
     except SessionFailed as e:
         failure = e
-        session.abort()
+    session.abort()
+    await asyncio.wait((session.ended,), timeout=GOODBYE)  # its end stands in the log, too
     if service.send_log is not None:
         service.send_log.flush()
     positive = failure is None and all(reply.startswith("2") for reply in replies)

@@ -27,12 +27,12 @@ def command(configuration: Path) -> int:
             hint="a [[listen]] table names a Receive connector and an address; without one the file is good for `send` only",
         )
     with asyncio.Runner(loop_factory=event_loop) as runner:
-        runner.run(_serve(settings, configuration.parent))
+        runner.run(_serve(settings, configuration))
     return Exit.DONE
 
 
-async def _serve(settings: config.Config, base: Path) -> None:
-    await Service(settings, base, now=system_now).run()
+async def _serve(settings: config.Config, file: Path) -> None:
+    await Service(settings, file.parent, now=system_now, file=file).run()
 
 
 def event_loop() -> asyncio.AbstractEventLoop:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any
@@ -190,10 +190,12 @@ FROM_X509 = ("subject", "issuer", "not_before", "not_after", "version", "is_self
 def _read_x509(certificate: x509.Certificate, self_signed: Flag) -> dict[str, Any]:
     subject, issuer = certificate.subject, certificate.issuer
     # Exchange's own word for it, from the export, goes first; else equal names [RFC5280 3.2].
-    own = subject == issuer if is_unknown(self_signed) or self_signed is None else self_signed
+    same = subject == issuer
+    own = same if is_unknown(self_signed) or self_signed is None else self_signed
+    text = x500_text(subject)
     values = (
-        x500_text(subject),
-        x500_text(issuer),
+        text,
+        text if same else x500_text(issuer),
         certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
         certificate.version.value + 1,
@@ -217,12 +219,19 @@ def _domains(certificate: x509.Certificate, subject: x509.Name) -> tuple[str, ..
     return tuple(dict.fromkeys(names))
 
 
+NOTHING_REFUSED: Mapping[str, str] = {}
+
+
 class Store(Sequence[Certificate]):
-    """The local computer's certificate store: pending requests left out, found by thumbprint in constant time."""
+    """The local computer's certificate store: pending requests left out, found by thumbprint in constant time.
 
-    __slots__ = ("_by_thumbprint", "_certificates")
+    ``refused`` are those that are known not to load though their key is there, by thumbprint, each with the reason.
+    """
 
-    def __init__(self, certificates: Iterable[Certificate]) -> None:
+    __slots__ = ("_by_thumbprint", "_certificates", "refused")
+
+    def __init__(self, certificates: Iterable[Certificate], refused: Mapping[str, str] = NOTHING_REFUSED) -> None:
+        self.refused = refused
         self._certificates = tuple(c for c in certificates if not c.is_request)
         self._by_thumbprint: dict[str, Certificate] = {}
         for certificate in self._certificates:

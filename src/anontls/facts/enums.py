@@ -46,6 +46,10 @@ SERVICE_BITS: Mapping[int, str] = {1: "IMAP", 2: "POP", 8: "IIS", 16: "SMTP"}  #
 CERTIFICATE_STATUS: Mapping[int, str] = {1: "Valid"}  # [FACT C 7.2]
 SERVER_ROLE: Mapping[int, str] = {2: "Mailbox"}  # [FACT C 5.2]; 64 = Edge is graded B
 TRANSPORT_ROLE: Mapping[int, str] = {32: "HubTransport", 16384: "FrontendTransport"}  # [FACT C 5.4]
+SIZE_ENABLED: Mapping[int, str] = {
+    1: "Enabled",
+    2: "EnabledWithoutValue",
+}  # [FACT C 5.4]; that 0 is Disabled is inferred
 SMART_HOST_AUTH_MECHANISM: Mapping[int, str] = {0: "None"}  # [FACT C 5.4]
 
 

@@ -24,6 +24,7 @@ from anontls.facts.certificate import (
 from anontls.facts.enums import (
     PERMISSION_GROUP_BITS,
     SERVER_ROLE,
+    SIZE_ENABLED,
     SMART_HOST_AUTH_MECHANISM,
     TRANSPORT_ROLE,
     DeliveryType,
@@ -36,6 +37,7 @@ from anontls.facts.unknown import ABSENT, Unknown, is_null, is_unknown
 
 Texts = tuple[str, ...] | None | Unknown
 Number = str | int | None | Unknown
+Count = int | None | Unknown
 Address = IPv4Address | IPv6Address
 Role = Literal["Mailbox", "Edge"]
 
@@ -61,6 +63,17 @@ class ReceiveConnector(_Object, frozen=True, kw_only=True, omit_defaults=True):
     fqdn: Text = _property("Fqdn")
     tls_certificate_name: Text = _property("TlsCertificateName")
     suppress_x_anonymous_tls: Flag = _property("SuppressXAnonymousTls")
+    require_tls: Flag = _property("RequireTLS")
+    size_enabled: Number = _property("SizeEnabled")
+    pipelining_enabled: Flag = _property("PipeliningEnabled")
+    delivery_status_notification_enabled: Flag = _property("DeliveryStatusNotificationEnabled")
+    enhanced_status_codes_enabled: Flag = _property("EnhancedStatusCodesEnabled")
+    eight_bit_mime_enabled: Flag = _property("EightBitMimeEnabled")
+    binary_mime_enabled: Flag = _property("BinaryMimeEnabled")
+    chunking_enabled: Flag = _property("ChunkingEnabled")
+    smtp_utf8_enabled: Flag = _property("SmtpUtf8Enabled")
+    max_message_size: Count = _property("MaxMessageSize")
+    max_recipients_per_message: Count = _property("MaxRecipientsPerMessage")
     implicit: bool = False
 
     @cached_property
@@ -94,6 +107,14 @@ class ReceiveConnector(_Object, frozen=True, kw_only=True, omit_defaults=True):
         if value is None or is_unknown(value):
             return ABSENT if value is None else value
         return enum_name(value, TRANSPORT_ROLE)
+
+    @property
+    def size(self) -> str | Unknown:
+        """``SizeEnabled`` as a name."""
+        value = self.size_enabled
+        if value is None or is_unknown(value):
+            return ABSENT if value is None else value
+        return enum_name(value, SIZE_ENABLED)
 
 
 class SendConnector(_Object, frozen=True, kw_only=True, omit_defaults=True):

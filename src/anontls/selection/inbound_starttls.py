@@ -166,6 +166,10 @@ def choose(search: Search) -> Step:
         "subject": certificate.subject,
         "not_before": certificate.not_before,
     }
+    store = search.facts.store
+    refused = None if is_unknown(store) else store.refused.get(str(certificate.thumbprint))
+    if refused is not None:
+        return search.stopped("5.refused", {**values, "reason": refused}, event=12014)
     notes = []
     if chosen.is_pki and chosen.status != "valid":
         notes.append("valid-apart")

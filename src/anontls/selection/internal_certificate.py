@@ -57,6 +57,9 @@ def in_store(search: Search) -> Step:
         return search.not_known("HasPrivateKey", certificate.has_private_key)
     if not certificate.has_private_key:
         return _miss(search, "3.no-private-key", {"thumbprint": thumbprint, "count": len(store)})
+    refused = store.refused.get(thumbprint)
+    if refused is not None:
+        return _miss(search, "3.refused", {"thumbprint": thumbprint, "reason": refused})
     search.certificate = certificate
     return search.passed("3.found", {"thumbprint": thumbprint, "subject": certificate.subject})
 

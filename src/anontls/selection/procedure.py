@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from anontls.events import FRONT_END_TRANSPORT, TRANSPORT, Event
+from anontls.events import Event, source
 from anontls.facts import Certificate, Scenario, SessionFacts, Unknown, is_unknown
 from anontls.selection.decision import Decision, Outcome, Result, Step
 from anontls.selection.rules import Rules
@@ -96,11 +96,9 @@ class Search:
     def _raise(self, event: int | None, values: Mapping[str, object]) -> Event | None:
         if event is None:
             return None
-        # The same ids come from the front end service for its connectors.  [FACT D 2]
         facts = self.facts
         connector = None if facts.scenario is Scenario.OUTBOUND_ANONYMOUS else facts.receive_connector
-        front_end = connector is not None and connector.transport_service == "FrontendTransport"
-        return Event(event, FRONT_END_TRANSPORT if front_end else TRANSPORT, values)
+        return Event(event, source(connector and connector.transport_service), values)
 
 
 class Question(msgspec.Struct, frozen=True):

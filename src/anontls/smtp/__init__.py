@@ -4,7 +4,7 @@ from anontls.smtp import events, exchange
 from anontls.smtp.client import ClientSession, ClientSettings
 from anontls.smtp.errors import LocalProtocolError, RemoteProtocolError
 from anontls.smtp.exchange import ServerSettings, Size, TlsVerb
-from anontls.smtp.reply import Reply, ReplyReader
+from anontls.smtp.reply import LocalReply, Reply, ReplyReader
 from anontls.smtp.server import ServerSession
 from anontls.smtp.states import ClientState, MessageState, ServerState
 from anontls.smtp.syntax import Envelope, Recipient
@@ -15,6 +15,7 @@ __all__ = [
     "ClientState",
     "Envelope",
     "LocalProtocolError",
+    "LocalReply",
     "MessageState",
     "Recipient",
     "RemoteProtocolError",

@@ -47,6 +47,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_errors: int = 5  # the same, MaxProtocolErrors
     pipelining: bool = True
     dsn: bool = True
+    enhanced_status_codes: bool = True  # the keyword; the replies have them all the same
     eight_bit_mime: bool = True
     binary_mime: bool = True
     chunking: bool = True
@@ -89,7 +90,8 @@ def ehlo_keywords(settings: ServerSettings, tls: TlsVerb | None = None) -> tuple
         words.append("PIPELINING")
     if settings.dsn:
         words.append("DSN")
-    words.append("ENHANCEDSTATUSCODES")
+    if settings.enhanced_status_codes:
+        words.append("ENHANCEDSTATUSCODES")
     if tls is None:
         if settings.starttls:
             words.append(STARTTLS)
@@ -215,14 +217,19 @@ def chunk_received(size: int) -> Reply:
     return Reply(250, (f"2.6.0 CHUNK received OK, {size} octets",))
 
 
-def help_reply() -> Reply:
-    return Reply(
-        214,
-        (
-            "This server supports the following commands:",
-            "HELO EHLO STARTTLS X-ANONYMOUSTLS AUTH X-EXPS MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT",
-        ),
-    )
+_VERBS = (
+    *("HELO", "EHLO", STARTTLS, X_ANONYMOUSTLS, "AUTH", "X-EXPS"),
+    *("MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "VRFY", "HELP", "QUIT"),
+)
+
+
+@lru_cache(maxsize=64)
+def help_reply(settings: ServerSettings, tls: TlsVerb | None = None) -> Reply:
+    """What a session that is secured with ``tls`` can say."""
+    there = offered(settings, tls)
+    some = {STARTTLS: STARTTLS, X_ANONYMOUSTLS: X_ANONYMOUSTLS, "AUTH": "AUTH", "X-EXPS": "X-EXPS", "BDAT": "CHUNKING"}
+    said = " ".join(verb for verb in _VERBS if verb not in some or some[verb] in there)
+    return Reply(214, ("This server supports the following commands:", said))
 
 
 # --- what a probe sees ------------------------------------------------------------------------------------------------

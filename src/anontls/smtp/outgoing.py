@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 from anontls.smtp import exchange, syntax
 from anontls.smtp.content import DotWriter, LineEnds, Needs, dotted, needs
 from anontls.smtp.events import Delivered, Rejected
-from anontls.smtp.reply import Reply
+from anontls.smtp.reply import LocalReply, Reply
 from anontls.smtp.states import MESSAGE, MessageState
 from anontls.smtp.syntax import Envelope
 
@@ -20,14 +20,15 @@ OUTPUT_SLICE = 256 * 1024
 MAX_UNASKED = 64 * 1024
 
 # What this side says when it does not send a message; worded like what Exchange's sender reports.
-BARE_LINEFEEDS = Reply(
+BARE_LINEFEEDS = LocalReply(
     550, ("5.6.11 SMTPSEND.BareLinefeedsAreIllegal; message contains bare CR or LF, which cannot be sent via DATA",)
 )
-NEEDS_8BITMIME = Reply(554, ("5.6.3 Content is 8-bit, and the peer does not offer 8BITMIME",))
-NEEDS_SMTPUTF8 = Reply(550, ("5.6.7 Message needs SMTPUTF8, which the peer does not offer",))
-TOO_LARGE_FOR_PEER = Reply(552, ("5.3.4 Message is larger than the peer takes",))
-BAD_ENVELOPE = Reply(553, ("5.1.3 Envelope cannot be expressed in SMTP",))
-NO_RECIPIENT = Reply(554, ("5.5.1 No recipient",))
+NEEDS_8BITMIME = LocalReply(554, ("5.6.3 Content is 8-bit, and the peer does not offer 8BITMIME",))
+NEEDS_SMTPUTF8 = LocalReply(550, ("5.6.7 Message needs SMTPUTF8, which the peer does not offer",))
+TOO_LARGE_FOR_PEER = LocalReply(552, ("5.3.4 Message is larger than the peer takes",))
+BAD_ENVELOPE = LocalReply(553, ("5.1.3 Envelope cannot be expressed in SMTP",))
+CONVERSION_NOT_SUPPORTED = LocalReply(554, exchange.CONVERSION_NOT_SUPPORTED.lines)
+NO_RECIPIENT = LocalReply(554, ("5.5.1 No recipient",))
 
 Content: TypeAlias = bytes | Iterable[bytes]
 
@@ -198,7 +199,7 @@ def _verified(pieces: Iterable[bytes], most: Needs) -> Iterator[bytes]:
         if most < Needs.BINARY and not ends.add(piece):
             raise Unsendable(BARE_LINEFEEDS)
         if most < Needs.EIGHT_BIT and not piece.isascii():
-            raise Unsendable(exchange.CONVERSION_NOT_SUPPORTED)
+            raise Unsendable(CONVERSION_NOT_SUPPORTED)
         yield piece
     if most < Needs.BINARY and not ends.finish():
         raise Unsendable(BARE_LINEFEEDS)

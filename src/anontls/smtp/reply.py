@@ -89,6 +89,10 @@ def _single(line: bytes) -> Reply | None:
     return Reply(int(match[1]), (match[3].decode("utf-8", "replace") if match[3] else "",))
 
 
+class LocalReply(Reply, frozen=True, gc=False):
+    """What this side says of a message that it does not send, in the place of the peer's answer."""
+
+
 class ReplyReader:
     """Turns received bytes into replies.
 

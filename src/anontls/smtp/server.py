@@ -347,7 +347,7 @@ class ServerSession(AuthenticatingServer):
         self._no_fruit(events)
 
     def _help(self, text: str, events: list[ServerEvent]) -> None:
-        self._reply(exchange.help_reply())
+        self._reply(exchange.help_reply(self.settings, self.tls))
         self._no_fruit(events)
 
     def _quit(self, text: str, events: list[ServerEvent]) -> None:

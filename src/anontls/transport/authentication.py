@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from anontls.certstore.files import open_to_others
 from anontls.config import Kerberos as Settings
 from anontls.errors import UsageError
-from anontls.events import TRANSPORT, Event
+from anontls.events import TRANSPORT, Event, source
 from anontls.facts import Certificate, ReceiveConnector, Server
 from anontls.facts.enums import AUTH_MECHANISM_BITS
 from anontls.facts.unknown import is_unknown
@@ -244,7 +244,9 @@ class Inbound:
         mechanism = MECHANISMS.get(self._mechanism, self._mechanism)
         self.tell("", f"Inbound {mechanism} failed because of {why}")
         values = {"error": why, "mechanism": mechanism, "address": self.session.peer}
-        self.node.events.write(Event(1035, TRANSPORT, values), connector=self.connector.identity)
+        self.node.events.write(
+            Event(1035, source(self.connector.transport_service), values), connector=self.connector.identity
+        )
         return self.session.authenticated(None, reply)
 
 

@@ -153,20 +153,12 @@ def _selections(
     now: datetime,
 ) -> Iterator[Finding]:
     """Those of a start and of sessions, made as the node makes them."""
-    node = Node(organization, server, store, log := MemoryEventLog(), lambda: now, config.selection_rules)
+    node = Node(organization, server, store, MemoryEventLog(), lambda: now, config.selection_rules)
     startup = node.select(Scenario.INBOUND_ANONYMOUS, phase=Phase.STARTUP)
     yield _decided("node.server", startup, needed=True)
-    log.events.clear()
-    if startup.certificate is not None:
-        node.load(startup.certificate)
-    yield from _refused("node.server", log)
     for place, connector in connectors.items():
         for scenario in (Scenario.INBOUND_ANONYMOUS, Scenario.INBOUND_STARTTLS):
-            decision = node.select(scenario, receive_connector=connector)
-            yield _decided(place, decision)
-            log.events.clear()
-            node.presented(decision)
-            yield from _refused(place, log)
+            yield _decided(place, node.select(scenario, receive_connector=connector))
     try:
         hop = configured_hop(server, organization, config.delivery)
     except UsageError as e:
@@ -187,12 +179,6 @@ def _decided(place: str, decision: Decision, *, needed: bool = False) -> Finding
     if decision.result is Result.UNKNOWN or (needed and decision.verb is None):
         severity = "error"
     return Finding(severity=severity, place=place, text="", decision=decision)
-
-
-def _refused(place: str, log: MemoryEventLog) -> Iterator[Finding]:
-    """Certificates that were selected, and that the TLS library does not take."""
-    for event in log.events:
-        yield _error(place, f"{event.values.get('thumbprint')} cannot be used: {event.values.get('reason')}")
 
 
 # --- addresses and names ----------------------------------------------------------------------------------------------

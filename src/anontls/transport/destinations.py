@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from difflib import get_close_matches
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
@@ -41,7 +42,7 @@ from anontls.transport.mx import DnsResolver, HostsFailed, Resolver, best_first
 from anontls.transport.node import Node
 from anontls.transport.send import NextHop
 
-__all__ = ["Destination", "Destinations", "HostsFailed", "configured_hop"]
+__all__ = ["Destination", "Destinations", "HostsFailed", "check_delivery_type", "configured_hop"]
 
 MOST_DOMAINS = 5000  # whose destination is remembered
 SMTP_PORT, HUB_PORT = 25, 2525  # of the front end and Edge servers; of the transport service [FACT D 6.3]
@@ -241,12 +242,26 @@ class Destinations:
         return str(address)
 
 
+def check_delivery_type(name: str, place: str) -> None:
+    """Refuse what no queue has.
+
+    Raises:
+        UsageError: with the name that is nearest.
+    """
+    if DeliveryType.parse(name) is None:
+        known = {kind.value.lower(): kind.value for kind in DeliveryType}
+        near = get_close_matches(name.lower(), known, 1)
+        hint = f"did you mean {known[near[0]]}?" if near else f"known: {', '.join(known.values())}"
+        raise UsageError(f"{place}: no DeliveryType {name}", hint=hint)
+
+
 def configured_hop(server: Server, organization: Organization, delivery: Delivery) -> NextHop | None:
     """The next hop of the configuration.
 
     Raises:
-        UsageError: its server or its Send connector is not in the organisation.
+        UsageError: its server or its Send connector is not in the organisation, or there is no such DeliveryType.
     """
+    check_delivery_type(delivery.delivery_type, "delivery.delivery-type")
     if delivery.next_hop is None:
         return None
     host, port = host_and_port(delivery.next_hop)

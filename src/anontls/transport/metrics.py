@@ -17,6 +17,7 @@ import msgspec
 
 from anontls import __version__
 from anontls.delivery.notification import Action
+from anontls.directory.ldap.follow import Status
 from anontls.events import CATALOGUE
 from anontls.facts import Certificate, DeliveryType, Scenario
 from anontls.selection import Decision
@@ -129,6 +130,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     messages: int | None = None  # in the queue's database
     oldest: float | None = None  # arrival of the oldest of these
     free: int | None = None  # octets on its disk
+    directory: Status | None = None  # of one that is followed
 
     @property
     def reasons(self) -> list[str]:
@@ -143,16 +145,22 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def warnings(self) -> list[str]:
         """What is amiss though mail is taken."""
+        warnings = []
+        if self.directory is not None and self.directory.problem is not None:
+            warnings.append(f"the directory does not answer: {self.directory.problem}")
         if self.startup is None or self.startup.result is Result.CERTIFICATE:
-            return []
-        return [f"no internal transport certificate: the selection ended at step {self.startup.last.step}"]
+            return warnings
+        return [*warnings, f"no internal transport certificate: the selection ended at step {self.startup.last.step}"]
 
 
 def families(counted: Metrics, seen: Observed) -> Iterator[Metric]:
     """All metrics of the node, those of its process aside."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-    for kind, rows in ((CounterMetricFamily, _counters(counted)), (GaugeMetricFamily, (*_gauges(seen), *_queue(seen)))):
+    for kind, rows in (
+        (CounterMetricFamily, _counters(counted)),
+        (GaugeMetricFamily, (*_gauges(seen), *_queue(seen), *_directory(seen))),
+    ):
         for name, text, labels, values in rows:
             family = kind(name, text, labels=labels)
             for key, value in values.items():
@@ -199,6 +207,16 @@ def _counters(counted: Metrics) -> Iterable[Row]:
             ("action",),
             single(counted.notifications),
         ),
+    )
+
+
+def _directory(seen: Observed) -> Iterable[Row]:
+    directory = seen.directory
+    age = {} if directory is None or directory.age is None else {(): directory.age}
+    readable = {} if directory is None else {(): float(directory.readable)}
+    return (
+        ("anontls_directory_age_seconds", "Since the directory was last known to say what serves.", (), age),
+        ("anontls_directory_readable", "0 when its certificates count as not to be read.", (), readable),
     )
 
 

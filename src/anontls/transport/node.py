@@ -13,7 +13,7 @@ from OpenSSL import SSL
 from anontls.certstore import CertificateStore
 from anontls.certstore.new import new_internal_certificate
 from anontls.eventlog import EventLog
-from anontls.events import TRANSPORT, Event
+from anontls.events import Event, source
 from anontls.facts import (
     Certificate,
     Organization,
@@ -23,7 +23,7 @@ from anontls.facts import (
     Scenario,
     SendConnector,
     Server,
-    is_null,
+    Store,
     is_unknown,
 )
 from anontls.facts.certificate import certificate_bytes
@@ -70,6 +70,9 @@ class Node:
         self.metrics = metrics or Metrics()
         self.authentication = authentication
         self._ephemeral: OwnCertificate | None = None
+        self._read: Store | None = None  # the store that the next two are about
+        self._usable = Store(())
+        self._loaded: set[str] = set()
         self.take(organization, server)
 
     def take(self, organization: Organization, server: Server) -> None:
@@ -122,7 +125,9 @@ class Node:
             send_connector=send_connector,
             receive_connector=receive_connector,
         )
-        decision = select(msgspec.structs.replace(facts, store=self.store.store()), self.rules)
+        decision = select(msgspec.structs.replace(facts, store=self._store()), self.rules)
+        if decision.certificate is not None and not self.load(decision.certificate):
+            decision = select(msgspec.structs.replace(facts, store=self._store()), self.rules)
         self.metrics.decided(decision)
         connector = receive_connector or send_connector
         for event in decision.events:
@@ -131,56 +136,58 @@ class Node:
 
     def presented(self, decision: Decision) -> Presented | None:
         """What a receiving session presents its certificate with; ``None``: the verb is not offered."""
-        return self._loaded(decision, server_context)
+        return self._context(decision, server_context)
 
     def shown(self, decision: Decision) -> Presented | None:
         """What a sending session shows when it is asked; ``None``: the verb is not used."""
         if decision.result is Result.VERB_ONLY:
             return Presented(client_context(), None)
-        return self._loaded(decision, client_context)
+        return self._context(decision, client_context)
 
     def load(self, certificate: Certificate) -> bool:
-        """Whether the internal transport certificate can be used; told at the start, before a session needs it."""
-        try:
-            own = self.store.find(str(certificate.thumbprint))
-            return own is not None and server_context(own) is not None
-        except OwnCertificateRefused as e:
-            self._refused(e, None)
-            return False
+        """Whether a certificate of the store can be loaded; tried once, as long as the store does not change.
 
-    def _loaded(self, decision: Decision, context: Callable[[OwnCertificate], SSL.Context]) -> Presented | None:
+        One that the TLS library refuses cannot: for Exchange's events, it is like one that is not there.
+        """
+        store, thumbprint = self._store(), str(certificate.thumbprint)
+        if thumbprint in self._loaded:
+            return True
+        if thumbprint in store.refused:
+            return False
+        reason = "its private key is not there"
+        try:
+            own = self.store.find(thumbprint)
+            if own is not None:
+                server_context(own)
+                self._loaded.add(thumbprint)
+                return True
+        except OwnCertificateRefused as e:
+            reason = e.reason
+        self._usable = Store(store, {**store.refused, thumbprint: reason})
+        return False
+
+    def _store(self) -> Store:
+        """The local store as it is now, with what was found not to load."""
+        store = self.store.store()
+        if store is not self._read:
+            self._read = self._usable = store
+            self._loaded.clear()
+        return self._usable
+
+    def _context(self, decision: Decision, context: Callable[[OwnCertificate], SSL.Context]) -> Presented | None:
         if decision.verb is None:
             return None
-        try:
-            if decision.ephemeral:
-                own: OwnCertificate | None = self._temporary()
-            else:
-                own = self.store.find(str(decision.certificate.thumbprint)) if decision.certificate else None
-            return None if own is None else Presented(context(own), own.certificate)
-        except OwnCertificateRefused as e:
-            self._refused(e, decision)
-            return None
+        if decision.ephemeral:
+            own: OwnCertificate | None = self._temporary()
+        else:
+            own = self.store.find(str(decision.certificate.thumbprint)) if decision.certificate else None
+        return None if own is None else Presented(context(own), own.certificate)
 
     def _temporary(self) -> OwnCertificate:
         """What stands in for a certificate that is not in the store, under the rule that wants it (event 12024)."""
         if self._ephemeral is None:
             self._ephemeral = new_internal_certificate(self.server.name, self.fqdn, now=self.now())
         return self._ephemeral
-
-    def _refused(self, error: OwnCertificateRefused, decision: Decision | None) -> None:
-        """A certificate of our own that the TLS library does not take is one that cannot be loaded.
-
-        That is event 12013 of the internal transport certificate, and 12014 of one for STARTTLS.
-        """
-        values: dict[str, object] = {"thumbprint": error.thumbprint, "reason": error.reason}
-        names: dict[str, object] = {}
-        event = 12013
-        if decision is not None and decision.facts.scenario is Scenario.INBOUND_STARTTLS:
-            connector = decision.facts.receive_connector
-            event = 12014
-            fqdn = self.fqdn if connector is None or is_null(connector.fqdn) else connector.fqdn
-            names = {"connector": connector.identity if connector else "", "name": fqdn, "fqdn": fqdn}
-        self.events.write(Event(event, TRANSPORT, values), **names)
 
     def peer_certificates(self, name: str) -> tuple[bytes, ...]:
         """The certificates (DER) that the directory holds for the server called ``name``; empty when it holds none.
@@ -205,12 +212,15 @@ class Node:
         known = self._peers[name] = tuple(dict.fromkeys(found))
         return known
 
-    def trust(self, peer: Certificate | None, name: str) -> Trust:
-        """Whether the peer that calls itself ``name`` shows the certificate that the directory holds for it; logs 12019."""
+    def trust(self, peer: Certificate | None, name: str, connector: ReceiveConnector | None = None) -> Trust:
+        """Whether the peer that calls itself ``name`` shows the certificate that the directory holds for it; logs 12019.
+
+        ``connector`` is the one that received the session.
+        """
         trust = direct_trust(peer, self.peer_certificates(name), self.now())
         if peer is not None and trust.expired and trust.result is TrustResult.MATCH:
             values = {"subject": peer.subject, "thumbprint": peer.thumbprint}
-            self.events.write(Event(12019, TRANSPORT, values))
+            self.events.write(Event(12019, source(connector and connector.transport_service), values))
         return trust
 
 

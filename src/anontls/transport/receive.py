@@ -12,16 +12,14 @@ from collections.abc import Callable
 from datetime import datetime
 from email.utils import format_datetime
 from functools import lru_cache
-from ipaddress import ip_address
 from operator import is_
 from typing import Protocol, cast
 
 from anontls.config import Limits
 from anontls.facts import ReceiveConnector, Scenario
-from anontls.facts.organization import Address, ip_range
 from anontls.facts.trust import Trust
 from anontls.protocol_log import Mark, ProtocolLog, SessionLog
-from anontls.smtp import RemoteProtocolError, Reply, ServerSession, ServerSettings, Size, exchange
+from anontls.smtp import RemoteProtocolError, Reply, ServerSession, ServerSettings, exchange
 from anontls.smtp.events import (
     Authenticate,
     AuthenticationCancelled,
@@ -39,14 +37,20 @@ from anontls.smtp.syntax import Envelope, Recipient
 from anontls.tls import TlsFailed, TlsPump, cipher, peer_certificate, protocol, schannel_line
 from anontls.transport.authentication import Inbound
 from anontls.transport.body import Body
+from anontls.transport.connector import server_settings, serves
 from anontls.transport.metrics import Outcome
 from anontls.transport.node import Node, Presented, new_session_id
 
-# How a privileged session looks in the protocol log [FACT O 4.3]; we grant no more than the relay it stands for.
+# How sessions look in the protocol log [FACT O 4.3]; of a privileged one we grant no more than the relay it stands for.
 EXCHANGE_SERVER_PERMISSIONS = (
     "SMTPSubmit SMTPAcceptAnyRecipient SMTPAcceptAnySender SMTPAcceptAuthoritativeDomainSender"
 )
-ANONYMOUS_PERMISSIONS = "SMTPSubmit SMTPAcceptAnySender SMTPAcceptAuthoritativeDomainSender"
+ANONYMOUS_PERMISSIONS = "SMTPSubmit SMTPAcceptAnySender SMTPAcceptAuthoritativeDomainSender AcceptRoutingHeaders"
+# What it says of a client that shows no certificate behind STARTTLS, between EHLO and its answer [FACT O 4.3] [FACT O 4.4].
+NO_CLIENT_CERTIFICATE = (
+    "Client certificate chain validation status: 'EmptyCertificate'",
+    "TlsDomainCapabilities='None'; Status='NoRemoteCertificate'",
+)
 TOO_MANY_SESSIONS = Reply(
     421, ("4.3.2 The maximum number of concurrent connections has exceeded a limit, closing transmission channel",)
 )
@@ -107,7 +111,7 @@ class Receiver:
         """
         node, connector = self.node, self.connector
         second = int(node.now().timestamp())
-        facts = (node.organization, node.server, node.store.store(), node.rules, connector)
+        facts = (node.organization, node.server, node.store.store(), node.rules, connector, self.limits)
         if self._offer is not None and self._offer[0][0] == second and all(map(is_, self._offer[0][1:], facts)):
             return self._offer[1:]
         silent = True
@@ -118,21 +122,7 @@ class Receiver:
             if found is not None and decision.verb is not None:
                 presented[decision.verb] = found
             silent = silent and not decision.events and (found is not None or decision.verb is None)
-        anonymous = connector.lets_in("AnonymousUsers")
-        internal = connector.transport_service == "HubTransport" and anonymous is False
-        x_exps, exchange_auth = node.authentication.offered(connector) if node.authentication else ((), False)
-        fqdn = connector.fqdn if isinstance(connector.fqdn, str) and connector.fqdn else node.fqdn
-        settings = ServerSettings(
-            fqdn=fqdn,
-            starttls=exchange.STARTTLS in presented,
-            anonymous_tls=exchange.X_ANONYMOUSTLS in presented,
-            x_exps=x_exps,
-            exchange_auth=exchange_auth,
-            require_authentication=anonymous is not True,  # of groups that are not known nobody is let in
-            size=Size.WITHOUT_VALUE if internal else Size.ENABLED,  # as internal connectors have it [FACT O 3.1]
-            max_size=self.limits.message_size,
-            max_recipients=self.limits.recipients,
-        )
+        settings = server_settings(node, connector, self.limits, frozenset(presented))
         self._offer = ((second, *facts), settings, presented) if silent else None
         return settings, presented
 
@@ -142,12 +132,7 @@ class Receiver:
             return exchange.SERVICE_NOT_ACTIVE
         if len(self.sessions) >= self.limits.sessions or self.by_peer[address] >= self.limits.sessions_per_peer:
             return TOO_MANY_SESSIONS
-        return None if self._serves(address) else NOT_FROM_THERE
-
-    def _serves(self, address: str) -> bool:
-        """Whether ``RemoteIPRanges`` hold the peer [FACT D 6.3]; where they are not known, nobody is kept out."""
-        ranges = self.connector.remote_ip_ranges
-        return not isinstance(ranges, tuple) or _within(ranges, address)
+        return None if serves(self.connector, address) else NOT_FROM_THERE
 
     def drain(self) -> None:
         """End each session as soon as its message is settled."""
@@ -236,6 +221,7 @@ class Connection(asyncio.Protocol):
         )
         receiver.sessions.add(self)
         receiver.by_peer[address] += 1
+        self._inform_of_permissions()
         session.greeting(receiver.node.now())
         self._timer = self._loop.call_later(receiver.limits.command_timeout, self._check_time)
         self._flush()
@@ -382,6 +368,8 @@ class Connection(asyncio.Protocol):
     def _trace(self, mark: str, line: bytes) -> None:
         if self._session_log is not None:
             self._session_log.dialogue(mark, line)
+            if self._pump is not None and mark == "<" and line[:4].upper() in (b"EHLO", b"HELO"):
+                self._inform_of_client_certificate(self._pump)
 
     # --- TLS ----------------------------------------------------------------------------------------------------------
 
@@ -415,12 +403,12 @@ class Connection(asyncio.Protocol):
         session, pump = self._session, self._pump
         if session is None or pump is None or session.tls != exchange.X_ANONYMOUSTLS:
             return
-        self._trust = self.receiver.node.trust(peer_certificate(pump), name)
+        self._trust = self.receiver.node.trust(peer_certificate(pump), name, self.receiver.connector)
         if not self._trust.trusted:
             self._ends("not-trusted")
         session.exchange_server = self._trust.trusted and self.receiver.connector.lets_in("ExchangeServers") is True
         self._inform(name, f"Direct trust: {self._trust.result.value}" + (" (expired)" if self._trust.expired else ""))
-        self._inform(_permissions(session), "Set Session Permissions")
+        self._inform_of_permissions()
 
     def _authenticate(
         self, session: ServerSession, event: Authenticate | AuthenticationResponse | AuthenticationCancelled
@@ -439,12 +427,26 @@ class Connection(asyncio.Protocol):
                 self._authentication, events = None, []
         if session.authenticated_as is not None:
             self._outcome = "no-mail" if self._outcome == "not-trusted" else self._outcome
-            self._inform(_permissions(session), "Set Session Permissions")
+            self._inform_of_permissions()
         self._handle(events)
 
     def _inform(self, data: str, context: str) -> None:
         if self._session_log is not None:
             self._session_log.information(data, context)
+
+    def _inform_of_client_certificate(self, pump: TlsPump) -> None:
+        """At the first EHLO or HELO inside STARTTLS; of a certificate that there is, no text is observed."""
+        session = self._session
+        first = session is not None and session.tls == exchange.STARTTLS and session.hello is None
+        if first and peer_certificate(pump) is None:
+            for context in NO_CLIENT_CERTIFICATE:
+                self._inform("", context)
+
+    def _inform_of_permissions(self) -> None:
+        if self._session is not None and self._session.exchange_server:
+            self._inform(EXCHANGE_SERVER_PERMISSIONS, "Set Session Permissions")
+        elif self.receiver.connector.lets_in("AnonymousUsers") is True:
+            self._inform(ANONYMOUS_PERMISSIONS, "Set Session Permissions")
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -540,29 +542,9 @@ class Connection(asyncio.Protocol):
         self._timer = self._loop.call_later(LINGER, transport.abort)
 
 
-def _permissions(session: ServerSession) -> str:
-    return EXCHANGE_SERVER_PERMISSIONS if session.exchange_server else ANONYMOUS_PERMISSIONS
-
-
 @lru_cache(maxsize=1)  # all messages of a second have the same
 def _date(moment: datetime) -> str:
     return format_datetime(moment)
-
-
-@lru_cache(maxsize=4096)
-def _within(ranges: tuple[str, ...], address: str) -> bool:
-    try:
-        peer = ip_address(address)
-        peer = getattr(peer, "ipv4_mapped", None) or peer
-        spans = _spans(ranges)
-    except ValueError:
-        return False
-    return any(low.version == peer.version and int(low) <= int(peer) <= int(high) for low, high in spans)
-
-
-@lru_cache(maxsize=256)
-def _spans(ranges: tuple[str, ...]) -> tuple[tuple[Address, Address], ...]:
-    return tuple(ip_range(one) for one in ranges)
 
 
 def _endpoint(address: tuple[str, int] | tuple[str, int, int, int]) -> str:

@@ -8,6 +8,7 @@ mail is sent.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterable
 from typing import TypeAlias, cast
 
@@ -143,7 +144,9 @@ class OutboundSession(asyncio.Protocol):
         except TimeoutError:  # of the connection: an OSError too
             raise self._told(self._failed(UNREACHABLE, f"no answer in {hop.timeout:g} s", "timed-out")) from None
         except OSError as e:
-            raise self._told(self._failed(UNREACHABLE, e.strerror or str(e), "unreachable")) from None
+            # Of a refused connection asyncio says only that a call failed.
+            why = os.strerror(e.errno) if isinstance(e, ConnectionError) and e.errno else e.strerror or str(e)
+            raise self._told(self._failed(UNREACHABLE, why, "unreachable")) from None
         except SessionFailed as e:
             raise self._told(e) from None
         finally:

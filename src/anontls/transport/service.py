@@ -6,19 +6,21 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from shutil import disk_usage
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import msgspec
 
 from anontls.certstore.files import Passphrase
 from anontls.certstore.folder import FolderStore
-from anontls.config import Config, host_and_port
+from anontls.config import Config, Limits, host_and_port, load
 from anontls.directory import open_organization
+from anontls.directory.ldap import ldap_settings
+from anontls.directory.ldap.follow import Follower
 from anontls.errors import AnontlsError, UsageError
 from anontls.eventlog import Events, JsonLines, JsonStream, Sink, Stream, Syslog
 from anontls.facts import (
@@ -27,17 +29,19 @@ from anontls.facts import (
     ReceiveConnector,
     Scenario,
     Server,
-    is_unknown,
-    same_name,
 )
 from anontls.protocol_log import Direction, ProtocolLog
-from anontls.selection import Decision
+from anontls.selection import Decision, select
+from anontls.selection.sessions import session_facts
 from anontls.transport.authentication import Authentication
+from anontls.transport.connector import receive_connector as receive_connector
 from anontls.transport.deliver import MaildirDelivery, NextHopDelivery
 from anontls.transport.destinations import configured_hop
 from anontls.transport.metrics import Metrics, Observed
 from anontls.transport.metrics_server import MetricsServer
 from anontls.transport.node import Node
+from anontls.transport.open_files import SPARE_FILES as SPARE_FILES
+from anontls.transport.open_files import allow_sessions
 from anontls.transport.queue_delivery import QueueDelivery
 from anontls.transport.receive import Delivery, Receiver
 from anontls.transport.send import NextHop
@@ -45,24 +49,42 @@ from anontls.transport.send import NextHop
 DRAIN = 30.0  # seconds that a stopping node gives its sessions
 FLUSH = 0.5  # seconds that a line of the protocol log may wait
 BACKLOG = 1024
-SPARE_FILES = 256  # open files beside those of sessions
 QUIET = timedelta(minutes=1)  # in which an operator is told the same once
 MOST_COMPLAINTS = 1000  # remembered at a time
+
+
+class _Again(NamedTuple):
+    """What a reload has read."""
+
+    config: Config
+    organization: Organization
+    server: Server
+    connectors: dict[str, ReceiveConnector]
+    hop: NextHop | None
 
 
 class Service:
     """A running node.
 
     ``base`` is the folder that relative paths of the configuration start from; ``console`` gets what an operator sees.
+    ``file`` is the configuration's own, which a reload reads again.
     """
 
     def __init__(
-        self, config: Config, base: Path, *, now: Callable[[], datetime], console: TextIO | None = None
+        self,
+        config: Config,
+        base: Path,
+        *,
+        now: Callable[[], datetime],
+        console: TextIO | None = None,
+        file: Path | None = None,
     ) -> None:
         self.config = config
         self.base = base
+        self.file = file
         self.now = now
         self.console = console or sys.stderr
+        self.follower = self._follower()
         organization, server = self._organization()
         store = self._store()
         self._out = JsonStream(self.console, now) if config.log.console == "json" else Stream(self.console)
@@ -92,15 +114,58 @@ class Service:
 
     # --- what it is made of -------------------------------------------------------------------------------------------
 
+    def _follower(self) -> Follower | None:
+        """The directory, read for the first time, where one is followed."""
+        directory = self.config.directory
+        if not directory.urls:
+            return None
+        settings = ldap_settings(
+            ",".join(directory.urls),
+            bind=directory.bind,
+            password_file=self.base / directory.password_file if directory.password_file else None,
+            ca=self.base / directory.ca if directory.ca else None,
+        )
+        follower = Follower(
+            settings,
+            open_organization(str(self.base / self.config.node.organization)),
+            now=self.now,
+            interval=directory.interval,
+            grace=directory.grace,
+        )
+        follower.first()
+        return follower
+
     def _organization(self) -> tuple[Organization, Server]:
         organization = open_organization(str(self.base / self.config.node.organization))
+        if self.follower is not None:
+            organization = self.follower.rebase(organization)
         server = organization.server(self.config.node.server)
         if server is None:
             known = ", ".join(s.name for s in organization.servers)
+            problem = self.follower.status.problem if self.follower is not None else None
             raise UsageError(
-                f"node.server: no server {self.config.node.server} in the organisation", hint=f"known: {known}"
+                f"node.server: no server {self.config.node.server} in the organisation"
+                + (f", and the directory cannot be read: {problem}" if problem else ""),
+                hint=f"known: {known}",
             )
         return organization, server
+
+    def _directory_changed(self, organization: Organization) -> None:
+        """What the directory says from now on."""
+        server = organization.server(self.config.node.server)
+        if server is None:
+            self._complain(f"the directory shows no server {self.config.node.server}; what was known of it serves")
+            return
+        self.node.take(organization, server)
+        for receiver in self.receivers:
+            with suppress(UsageError):  # a connector that is gone goes on until the next reload, which says so
+                receiver.connector = receive_connector(server, receiver.connector.identity)
+        if isinstance(self.delivery, QueueDelivery):
+            self.delivery.dispatcher.reroute()
+        # For health: whether there is a certificate now.  The events of a start belong to the start.
+        facts = session_facts(server, Scenario.INBOUND_ANONYMOUS, self.now(), phase=Phase.STARTUP)
+        self._startup = select(msgspec.structs.replace(facts, store=self.node.store.store()), self.node.rules)
+        self._loaded = self.now()
 
     def _store(self) -> FolderStore:
         passphrase = self.config.store.passphrase_file
@@ -172,7 +237,8 @@ class Service:
             UsageError: an address cannot be listened on, or a Receive connector is not there or not enabled.
         """
         listens = [(entry, receive_connector(self.node.server, entry.connector)) for entry in self.config.listen]
-        self._allow_sockets(len({connector.identity for _, connector in listens}))
+        limits = {connector.identity: self.config.limits_of(connector.identity) for _, connector in listens}
+        self._allow_sessions(limits.values())
         certificate = self.startup().certificate
         shown = certificate.thumbprint if certificate else "none"
         self._say(f"{self.node.server.name} starts; internal transport certificate: {shown}")
@@ -185,7 +251,12 @@ class Service:
             receiver = receivers.get(connector.identity)
             if receiver is None:
                 receiver = receivers[connector.identity] = Receiver(
-                    self.node, connector, self.config.limits, delivery, self.receive_log, self._complain
+                    self.node,
+                    connector,
+                    self.config.limits_of(connector.identity),
+                    delivery,
+                    self.receive_log,
+                    self._complain,
                 )
                 self.receivers.append(receiver)
             host, port = host_and_port(entry.address)
@@ -210,6 +281,10 @@ class Service:
                     f"metrics.listen: {self.config.metrics.listen}: cannot listen: {e.strerror or e}"
                 ) from None
             self._say("metrics and health at http://{}:{}".format(*self._metrics.address))
+        if self.follower is not None:
+            if self.follower.status.problem is not None:
+                self._say(f"the directory does not answer: {self.follower.status.problem}")
+            self.follower.start(self._directory_changed, self._say)
         self._task(self._flush_logs())
 
     def _observed(self) -> Observed:
@@ -225,6 +300,7 @@ class Service:
             listening=any(server.is_serving() for server in self.servers),
             startup=self._startup,
             store=self.node.store.store(),
+            directory=self.follower.status if self.follower is not None else None,
         )
         if dispatcher is None or not isinstance(delivery, QueueDelivery):
             return seen
@@ -242,28 +318,14 @@ class Service:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _allow_sockets(self, connectors: int) -> None:
-        """Raise the number of open files to what the limits may need: a socket in, a socket out, a file."""
-        try:
-            import resource
-        except ImportError:  # Windows has no such limit
-            return
-        wanted = 3 * connectors * self.config.limits.sessions + SPARE_FILES
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft == resource.RLIM_INFINITY or soft >= wanted:
-            return
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-            soft = allowed
-        if soft < connectors * self.config.limits.sessions + SPARE_FILES:
-            self._say(f"only {soft} files may be open (ulimit -n), fewer than the sessions of limits.sessions")
+    def _allow_sessions(self, limits: Iterable[Limits]) -> None:
+        told = allow_sessions(sum(each.sessions for each in limits))
+        if told:
+            self._say(told)
 
     def startup(self) -> Decision:
         """The selection of a service start; a certificate that the TLS library refuses is told of now."""
         decision = self.node.select(Scenario.INBOUND_ANONYMOUS, phase=Phase.STARTUP)
-        if decision.certificate is not None:
-            self.node.load(decision.certificate)
         self._startup = decision
         return decision
 
@@ -278,29 +340,32 @@ class Service:
                 log.flush()
 
     async def reload(self) -> None:
-        """Read the organisation and the certificate store again; what is faulty leaves things as they were.
+        """Read configuration, organisation and certificate store again; what is faulty leaves things as they were.
 
-        Sessions go on meanwhile, with what they have.
+        Sessions go on meanwhile, with what they have.  Of the configuration, limits and rules are taken; for all else
+        it is said that it needs a restart.
         """
         async with self._reloading:
             try:
-                organization, server, connectors, hop = await asyncio.to_thread(self._read_again)
+                again = await asyncio.to_thread(self._read_again)
             except (AnontlsError, OSError) as e:
                 self._say(f"reload failed, nothing has changed: {e}")
                 return
-            self.node.take(organization, server)
+            self._take_configuration(again.config)
+            self.node.take(again.organization, again.server)
             for receiver in self.receivers:
-                receiver.connector = connectors[receiver.connector.identity]
+                receiver.connector = again.connectors[receiver.connector.identity]
             if isinstance(self.delivery, QueueDelivery):
                 self.delivery.dispatcher.reroute()
-            elif hop is not None and isinstance(self.delivery, NextHopDelivery):
-                self.delivery.hop = hop
+            elif again.hop is not None and isinstance(self.delivery, NextHopDelivery):
+                self.delivery.hop = again.hop
             self._loaded = self.now()
             self._say_problems()
             self._say("reloaded")
             self.startup()
 
-    def _read_again(self) -> tuple[Organization, Server, dict[str, ReceiveConnector], NextHop | None]:
+    def _read_again(self) -> _Again:
+        config = load(self.file) if self.file is not None else self.config
         organization, server = self._organization()
         connectors = {
             receiver.connector.identity: receive_connector(server, receiver.connector.identity)
@@ -308,7 +373,27 @@ class Service:
         }
         hop = configured_hop(server, organization, self.config.delivery)
         self.certificates.reload(self.now())
-        return organization, server, connectors, hop
+        return _Again(config, organization, server, connectors, hop)
+
+    def _take_configuration(self, new: Config) -> None:
+        if new == self.config:
+            return
+        if new.rules != self.config.rules:
+            self.node.rules = new.selection_rules
+        for receiver in self.receivers:
+            receiver.limits = new.limits_of(receiver.connector.identity)
+        self._allow_sessions(receiver.limits for receiver in self.receivers)
+        listens = [[(entry.connector, entry.address) for entry in each.listen] for each in (new, self.config)]
+        listen = new.listen if listens[0] == listens[1] else self.config.listen
+        taken = msgspec.structs.replace(self.config, limits=new.limits, rules=new.rules, listen=listen)
+        waiting = [
+            f"[[{field.encode_name}]]" if field.name == "listen" else f"[{field.encode_name}]"
+            for field in msgspec.structs.fields(Config)
+            if getattr(new, field.name) != getattr(taken, field.name)
+        ]
+        if waiting:
+            self._say(f"the configuration has changed: restart to use {', '.join(waiting)}")
+        self.config = taken
 
     async def run(self) -> None:
         """Start, and serve until SIGTERM or SIGINT; SIGHUP reloads."""
@@ -337,6 +422,8 @@ class Service:
                 session.abort()
             for delivery in tuple(receiver.deliveries):
                 delivery.cancel()
+        if self.follower is not None:
+            await self.follower.stop()
         if isinstance(self.delivery, QueueDelivery):
             await self.delivery.stop(max(0.0, end - loop.time()))
         for task in tuple(self._tasks):
@@ -356,22 +443,6 @@ def _writable(path: Path) -> Path:
             return path
     except OSError as e:
         raise UsageError(f"log.events: {path}: {e.strerror}") from None
-
-
-def receive_connector(server: Server, name: str) -> ReceiveConnector:
-    """The Receive connector of that name.
-
-    Raises:
-        UsageError: there is none, and it says which there are; or it is not enabled.
-    """
-    connectors = () if is_unknown(server.receive_connectors) else server.receive_connectors
-    for connector in connectors:
-        if same_name(name, connector.identity) or same_name(name, connector.name):
-            if connector.enabled is False:
-                raise UsageError(f"the Receive connector {connector.identity} is not enabled")
-            return connector
-    known = ", ".join(connector.name for connector in connectors) or "none"
-    raise UsageError(f"{server.name} has no Receive connector {name}", hint=f"known: {known}")
 
 
 def system_now() -> datetime:

@@ -11,7 +11,7 @@ import msgspec
 
 from anontls.delivery.notification import Action, Report, notification, wanted
 from anontls.delivery.retry import EXPIRED, Deferred, Done, Failed, Schedule, last_error, verdict, waiting
-from anontls.smtp import Reply
+from anontls.smtp import LocalReply, Reply
 from anontls.transport.memory import Memory
 from anontls.transport.metrics import Metrics
 from anontls.transport.queue import New, Pending, Queued, QueueStore, Work
@@ -93,7 +93,7 @@ class Settlement:
                     reports.append((action, Report(recipient=each.recipient, reply=reply, remote=remote)))
                 continue
             each.last_error = last_error(reply, remote or "", "", now)
-            if self._waits(queued, each, said, reports, remote):
+            if self._waits(queued, each, said, reports, None if isinstance(reply, LocalReply) else remote):
                 each.attempts += 1
                 if some and _too_many_recipients(reply):
                     each.due = now  # those that were left over follow [RFC5321 4.5.3.1.10]

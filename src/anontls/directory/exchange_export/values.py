@@ -52,6 +52,20 @@ def number(value: Any) -> int:
     raise Unfit("a whole number")
 
 
+def size(value: Any) -> int:
+    """Octets: a number, or text with them such as ``36 MB (37,748,736 bytes)``, as ByteQuantifiedSize prints it."""
+    if isinstance(value, str):
+        # What separates thousands is a matter of language: commas, points, blanks of all kinds.
+        written = re.search(r"\(([0-9.,\s]{1,30}) bytes\)\Z", value.strip())
+        digits = re.sub(r"[^0-9]", "", written[1]) if written else ""
+        if digits:
+            return int(digits)
+    try:
+        return number(value)
+    except Unfit:
+        raise Unfit("a number of octets, or text such as 36 MB (37,748,736 bytes)") from None
+
+
 def enumeration(value: Any) -> str | int:
     """Text or the bare integer, as the file has it; what the integer stands for is for the facts to say."""
     match value:

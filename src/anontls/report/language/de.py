@@ -50,6 +50,9 @@ TEXTS: dict[str, str] = {
     "because.3.absent": "keines der {count} Zertifikate im Speicher hat den Fingerabdruck {thumbprint}",
     "because.3.no-private-key": "{thumbprint} liegt ohne privaten Schlüssel im Speicher und kann daher nicht geladen werden (unsere"
     " Lesart)",
+    "because.3.refused": "{thumbprint} liegt im Speicher und lässt sich nicht laden: {reason}",
+    "because.3.refused-ephemeral": "{thumbprint} liegt im Speicher und lässt sich nicht laden: {reason}; ein vorläufiges"
+    " selbstsigniertes wird verwendet (Regel store-miss)",
     "because.3.absent-ephemeral": "keines der {count} Zertifikate im Speicher hat den Fingerabdruck {thumbprint}; ein vorläufiges"
     " selbstsigniertes wird verwendet (Regel store-miss)",
     "because.3.no-private-key-ephemeral": "{thumbprint} liegt ohne privaten Schlüssel im Speicher; ein vorläufiges selbstsigniertes"
@@ -69,6 +72,7 @@ TEXTS: dict[str, str] = {
     "because.5.pki": "{subject} ({thumbprint}), das neueste gültige Zertifikat einer PKI, gültig ab {not_before}",
     "because.5.self-signed": "{subject} ({thumbprint}), das neueste selbstsignierte, mangels eines gültigen Zertifikats einer PKI",
     "because.5.none": "keines der {eligible}: weder ein gültiges Zertifikat einer PKI noch ein selbstsigniertes (unsere Lesart)",
+    "because.5.refused": "{subject} ({thumbprint}) wäre es und lässt sich nicht laden: {reason}",
     "because.6.valid": "gültig bis {not_after}, noch {days} Tage",
     "because.6.expired": "abgelaufen am {not_after}, vor {days} Tagen; es wird trotzdem angekündigt",
     "because.6.expired-withdrawn": "abgelaufen am {not_after}, vor {days} Tagen; STARTTLS wird zurückgezogen (Regel expired-starttls)",
@@ -104,6 +108,9 @@ TEXTS: dict[str, str] = {
     " sonst Import-ExchangeCertificate aus einer Sicherung oder New-ExchangeCertificate.",
     "remedy.3.no-private-key": "Import-ExchangeCertificate -Server {server} mit dem privaten Schlüssel (PFX), dann"
     " Enable-ExchangeCertificate -Thumbprint {thumbprint} -Services SMTP.",
+    "remedy.3.refused": "New-ExchangeCertificate erstellt ein brauchbares (RSA, 2048 Bit); dann die Replikation abwarten.",
+    "remedy.3.refused-ephemeral": "New-ExchangeCertificate erstellt ein brauchbares (RSA, 2048 Bit); dann die Replikation"
+    " abwarten.",
     "remedy.3.absent-ephemeral": "Ist es doch vorhanden: Enable-ExchangeCertificate -Server {server} -Thumbprint {thumbprint}"
     " -Services SMTP; sonst Import-ExchangeCertificate aus einer Sicherung oder New-ExchangeCertificate.",
     "remedy.3.no-private-key-ephemeral": "Import-ExchangeCertificate -Server {server} mit dem privaten Schlüssel (PFX), dann"
@@ -120,6 +127,8 @@ TEXTS: dict[str, str] = {
     " TLS später.",
     "remedy.5.none": "Herausfinden, warum die Kette nicht gültig ist: Get-ExchangeCertificate -Server {server} | Format-List"
     " Thumbprint,Status,RootCAType; das fehlende Zertifikat der Zertifizierungsstelle oder ein gültiges Zertifikat installieren.",
+    "remedy.5.refused": "Ein anderes Zertifikat für {name} importieren, mit einem Schlüssel von mindestens 2048 Bit (RSA), und mit"
+    " Enable-ExchangeCertificate -Services SMTP aktivieren.",
     "remedy.6.expired": "Get-ExchangeCertificate -Server {server} -Thumbprint {thumbprint} | New-ExchangeCertificate, oder ein erneuertes importieren.",
     "remedy.6.expired-withdrawn": "Get-ExchangeCertificate -Server {server} -Thumbprint {thumbprint} | New-ExchangeCertificate, oder ein erneuertes importieren.",
     "remedy.unknown": "{check} ausführen und die Ausgabe dem Export hinzufügen.",

@@ -49,6 +49,9 @@ TEXTS: dict[str, str] = {
     "because.3.found": "found: {subject}",
     "because.3.absent": "none of the {count} certificates in the store has thumbprint {thumbprint}",
     "because.3.no-private-key": "{thumbprint} is in the store without its private key, so it cannot be loaded (our reading)",
+    "because.3.refused": "{thumbprint} is in the store, and cannot be loaded: {reason}",
+    "because.3.refused-ephemeral": "{thumbprint} is in the store, and cannot be loaded: {reason}; a temporary self-signed one"
+    " is used (rule store-miss)",
     "because.3.absent-ephemeral": "none of the {count} certificates in the store has thumbprint {thumbprint}; a temporary"
     " self-signed one is used (rule store-miss)",
     "because.3.no-private-key-ephemeral": "{thumbprint} is in the store without its private key; a temporary self-signed one"
@@ -68,6 +71,7 @@ TEXTS: dict[str, str] = {
     "because.5.pki": "{subject} ({thumbprint}), the newest valid certificate of a PKI, valid from {not_before}",
     "because.5.self-signed": "{subject} ({thumbprint}), the newest self-signed one, for want of a valid certificate of a PKI",
     "because.5.none": "none of the {eligible}: neither a valid certificate of a PKI nor a self-signed one (our reading)",
+    "because.5.refused": "{subject} ({thumbprint}) is the one, and cannot be loaded: {reason}",
     "because.6.valid": "valid to {not_after}, {days} days left",
     "because.6.expired": "expired on {not_after}, {days} days ago; it is advertised all the same",
     "because.6.expired-withdrawn": "expired on {not_after}, {days} days ago; STARTTLS is withdrawn (rule expired-starttls)",
@@ -102,6 +106,9 @@ TEXTS: dict[str, str] = {
     " else Import-ExchangeCertificate from a backup, or New-ExchangeCertificate.",
     "remedy.3.no-private-key": "Import-ExchangeCertificate -Server {server} with the private key (PFX), then"
     " Enable-ExchangeCertificate -Thumbprint {thumbprint} -Services SMTP.",
+    "remedy.3.refused": "New-ExchangeCertificate makes one that can be used (RSA, 2048 bits); then wait for replication.",
+    "remedy.3.refused-ephemeral": "New-ExchangeCertificate makes one that can be used (RSA, 2048 bits); then wait for"
+    " replication.",
     "remedy.3.absent-ephemeral": "Enable-ExchangeCertificate -Server {server} -Thumbprint {thumbprint} -Services SMTP if it is there"
     " after all; else Import-ExchangeCertificate from a backup, or New-ExchangeCertificate.",
     "remedy.3.no-private-key-ephemeral": "Import-ExchangeCertificate -Server {server} with the private key (PFX), then"
@@ -118,6 +125,8 @@ TEXTS: dict[str, str] = {
     " fails later.",
     "remedy.5.none": "Find out why the chain is not valid: Get-ExchangeCertificate -Server {server} | Format-List Thumbprint,Status,"
     "RootCAType; install the missing CA certificate or a valid certificate.",
+    "remedy.5.refused": "Import another certificate for {name}, with a key of 2048 bits (RSA) or more, and"
+    " Enable-ExchangeCertificate -Services SMTP.",
     "remedy.6.expired": "Get-ExchangeCertificate -Server {server} -Thumbprint {thumbprint} | New-ExchangeCertificate, or import a renewed one.",
     "remedy.6.expired-withdrawn": "Get-ExchangeCertificate -Server {server} -Thumbprint {thumbprint} | New-ExchangeCertificate, or import a renewed one.",
     "remedy.unknown": "Run {check} and add its output to the export.",

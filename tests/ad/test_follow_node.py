@@ -1,0 +1,107 @@
+"""A running node whose certificate is named by the directory, while that changes, goes away and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from anontls.selection import Result
+from anontls.transport.lab import MAILBOX
+from tests.ad.exchange import Exchange
+from tests.ad.slapd import Slapd
+from tests.certstore.make import make
+from tests.transport.world import Running, World, connected, copy_world, eventually, make_world, run
+
+ATTRIBUTE = "msExchServerInternalTLSCert"
+
+
+@pytest.fixture
+def world(tmp_path: Path, slapd: Slapd) -> World:
+    """MBX1 follows the directory; what its file says of the attribute does not count."""
+    world = copy_world(make_world(tmp_path / "made"), tmp_path / "world")
+    (world.folder / "password").write_text(slapd.password + "\n")
+    (world.folder / "password").chmod(0o600)
+    world.configure(
+        MAILBOX,
+        "[store]",
+        f'[directory]\nurls = ["{slapd.ldaps_url}"]\nbind = "{slapd.bind_dn}"\npassword-file = "password"\n'
+        f'ca = "{slapd.ca}"\ninterval = 0.2\ngrace = 0.5\n\n[store]',
+    )
+    return world
+
+
+async def offers(node: Running) -> bool:
+    async with connected(node.port) as client:
+        return "X-ANONYMOUSTLS" in await client.ask("EHLO mbx2.contoso.com")
+
+
+async def until(node: Running, offered: bool) -> None:
+    for _ in range(400):
+        if await offers(node) is offered:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(node.console.getvalue())
+
+
+def test_what_the_directory_says_holds_at_once(world: World, slapd: Slapd) -> None:
+    exchange = Exchange(slapd.configuration)
+    mine, other = world.certificates[MAILBOX], make("ec", name="mbx1", number=5)
+    world.add_certificate(MAILBOX, other)
+    slapd.add(*exchange.containers(), exchange.server(MAILBOX, mine.der))
+    there = exchange.server_dn(MAILBOX)
+
+    async def session() -> None:
+        async with world.node(MAILBOX) as node:
+            decision = node.service.startup()
+            assert decision.certificate is not None and decision.certificate.thumbprint == mine.thumbprint
+            assert await offers(node)
+
+            await asyncio.to_thread(slapd.set, there, ATTRIBUTE, other.der)
+            await eventually(lambda: node.service.node.server.internal_tls_cert.der == other.der)
+            assert node.service.startup().certificate is not None
+
+            await asyncio.to_thread(slapd.set, there, ATTRIBUTE, None)
+            await until(node, offered=False)
+            await asyncio.to_thread(slapd.set, there, ATTRIBUTE, mine.der)
+            await until(node, offered=True)
+
+            await asyncio.to_thread(slapd.stop)
+            try:
+                assert await offers(node), "the last known value serves for the grace"
+                await until(node, offered=False)
+                assert node.service.startup().result is Result.NONE
+            finally:
+                await asyncio.to_thread(slapd.start)
+            await until(node, offered=True)
+            assert "the directory does not answer" in node.console.getvalue()
+
+    try:
+        run(session())
+    finally:
+        slapd.delete(f"CN=Services,{slapd.configuration}")
+
+
+def test_a_start_without_the_directory_is_12012_and_recovers(world: World, slapd: Slapd) -> None:
+    exchange = Exchange(slapd.configuration)
+    slapd.add(*exchange.containers(), exchange.server(MAILBOX, world.certificates[MAILBOX].der))
+
+    async def session() -> None:
+        await asyncio.to_thread(slapd.stop)
+        try:
+            node_at = world.node(MAILBOX)
+            node = await node_at.__aenter__()
+            assert not await offers(node)
+            assert world.event_ids(MAILBOX)[0] == 12012
+        finally:
+            await asyncio.to_thread(slapd.start)
+        try:
+            await until(node, offered=True)
+        finally:
+            await node_at.__aexit__(None, None, None)
+
+    try:
+        run(session())
+    finally:
+        slapd.delete(f"CN=Services,{slapd.configuration}")
