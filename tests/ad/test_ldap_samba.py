@@ -119,7 +119,7 @@ def test_a_domain_controller_that_was_away_is_used_again(samba: Samba, exchange:
         directory.organization()
         samba.stop()
         try:
-            with pytest.raises(Unreachable, match="Connection (refused|reset)"):
+            with pytest.raises(Unreachable, match=r"Connection (refused|reset)"):
                 directory.organization()
         finally:
             samba.start()
