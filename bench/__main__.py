@@ -148,7 +148,9 @@ def report(rows: list[Row], where: dict[str, str], notes: list[str]) -> str:
     lines = [
         "# Results",
         "",
-        "Written by `make bench`; medians. " + ", ".join(f"{name} {value}" for name, value in where.items()) + ".",
+        "Written by `make bench`; medians, and of ratios the median of those of runs beside each other. "
+        + ", ".join(f"{name} {value}" for name, value in where.items())
+        + ".",
         "",
         "| what | ours | peer | ratio | unit | floor | goal |",
         "|---|---|---|---|---|---|---|",

@@ -231,20 +231,37 @@ class Bench:
                         f" {run.load:.2f} processors, others {run.others:.2f}; {run.tls}",
                         flush=True,
                     )
+        return self.add(name, each, runs, peer_name, floor, goal, note)
+
+    def add(
+        self,
+        name: str,
+        each: str,
+        runs: dict[str, list[Run]],
+        peer_name: str,
+        floor: float | None = None,
+        goal: float | None = None,
+        note: str = "",
+    ) -> float | None:
+        """The rows of runs that were made in turn.
+
+        The machine's own speed changes by a third within minutes, so the ratio is the median of the ratios of runs beside
+        each other, not that of the medians.
+        """
         rates, cpus = {}, {}
         for who, found in runs.items():
             rates[who] = statistics.median(run.rate for run in found) if found else None
             cpus[who] = statistics.median(run.cpu for run in found) if found else None
-        self.row(f"{name}/s", rates["ours"], rates["peer"], f"{each}s/s", floor, goal)
-        self.row(f"{name}: CPU of the server for each {each}", cpus["ours"], cpus["peer"], "µs", less=True)
+        pairs = list(zip(runs["ours"], runs["peer"], strict=False))
+        faster = statistics.median(ours.rate / peer.rate for ours, peer in pairs) if pairs else None
+        cheaper = statistics.median(peer.cpu / ours.cpu for ours, peer in pairs) if pairs else None
+        self.row(f"{name}/s", rates["ours"], rates["peer"], f"{each}s/s", floor, goal, ratio=faster)
+        self.row(f"{name}: CPU of the server for each {each}", cpus["ours"], cpus["peer"], "µs", ratio=cheaper)
         self.details.append(
             {
                 "name": name,
                 "peer": peer_name,
-                # Each run with the one of the peer beside it: where these differ, the machine's own speed changed.
-                "ratio_of_each_pair": [
-                    round(a.rate / b.rate, 3) for a, b in zip(runs["ours"], runs["peer"], strict=False)
-                ],
+                "ratio_of_each_pair": [round(ours.rate / peer.rate, 3) for ours, peer in pairs],
                 "runs": {who: [run._asdict() for run in found] for who, found in runs.items()},
             }
         )
@@ -253,7 +270,7 @@ class Bench:
         others = statistics.median(run.others for found in runs.values() for run in found)
         if others > QUIET:
             self.notes.append(f"{name}: measured while other programs used {others:.2f} processors")
-        if peer is None:
+        if not pairs:
             self.notes.append(f"{name}: no peer was measured: {peer_name}")
         return cpus["ours"]
 
@@ -266,18 +283,15 @@ class Bench:
         floor: float | None = None,
         goal: float | None = None,
         *,
-        less: bool = False,
+        ratio: float | None = None,
     ) -> None:
-        """Add a result; with ``less``, less is better."""
-        ratio = None
-        if ours and peer:
-            ratio = round(peer / ours if less else ours / peer, 3)
+        """Add a result; ``ratio`` says how many times better ours is."""
         self.rows.append(
             {
                 "name": name,
                 "ours": None if ours is None else round(ours, 1),
                 "peer": None if peer is None else round(peer, 1),
-                "ratio": ratio,
+                "ratio": None if ratio is None else round(ratio, 3),
                 "unit": unit,
                 "floor": floor,
                 "goal": goal,
