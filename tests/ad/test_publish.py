@@ -92,7 +92,7 @@ def check_writes(settings: LdapSettings) -> None:
         def change(new: bytes | None) -> None:
             """Somebody else's, whatever there was."""
             replace = [(2, ATTRIBUTE, [new] if new is not None else None)]  # RFC 4511, section 4.6
-            another.call(lambda c: c._connection.modify_ext_s(server_object(c, "MBX1").entry.dn, replace))
+            another.call(lambda c: c.ldap.modify_ext_s(server_object(c, "MBX1").entry.dn, replace))
 
         def published(*, between: Callable[[], None] = lambda: None) -> None:
             there = directory.call(lambda connection: server_object(connection, "MBX1"))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -14,7 +14,7 @@ from anontls.certstore.chain import Picked, pick
 from anontls.certstore.files import Passphrase, Unusable
 from anontls.certstore.folder import Entry, FolderStore
 from anontls.certstore.new import KEY_SIZES, new_internal_certificate
-from anontls.cli import Exit, options, publish
+from anontls.cli import Exit, certificates, options, publish
 from anontls.errors import MalformedInput, UsageError
 from anontls.facts import Certificate, is_unknown, same_name
 from anontls.facts.names import common_names
@@ -22,8 +22,6 @@ from anontls.facts.own_certificate import OwnCertificate
 from anontls.report import json
 from anontls.report.language import show
 from anontls.tls import TAKEN, refusal
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Services(click.ParamType[tuple[str, ...]]):
@@ -46,39 +44,6 @@ class Services(click.ParamType[tuple[str, ...]]):
         return in_order(found)
 
 
-def _store(function: F) -> F:
-    """``--store`` and where the passphrase of the keys in it is."""
-    for option in (
-        click.option(
-            "--store-password-env",
-            metavar="VAR",
-            help="Environment variable with the passphrase of the keys in the store.",
-        ),
-        click.option(
-            "--store-password-file",
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help="File (0600) with the passphrase of the keys in the store.",
-        ),
-        click.option(
-            "--store",
-            "folder",
-            required=True,
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            help="Folder of the certificate store.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def _passphrase(file: Path | None, variable: str | None, name: str) -> Passphrase | None:
-    if file is not None and variable is not None:
-        raise UsageError(f"--{name}-file and --{name}-env exclude each other")
-    return None if file is None and variable is None else Passphrase(file=file, variable=variable)
-
-
 @click.group("cert")
 def command() -> None:
     """The certificates of a store: new, list, import, publish."""
@@ -88,7 +53,7 @@ command.add_command(publish.command)
 
 
 @command.command("new")
-@_store
+@certificates.store
 @click.option("--server", required=True, metavar="NAME", help="Short name of the server: the Subject.")
 @click.option("--fqdn", required=True, metavar="FQDN", help="Its full name.")
 @click.option(
@@ -122,7 +87,7 @@ def new(
     """
     if len(friendly_name) >= MAX_FRIENDLY_NAME:
         raise UsageError(f"--friendly-name has {MAX_FRIENDLY_NAME} characters or more")
-    passphrase = _passphrase(store_password_file, store_password_env, "store-password")
+    passphrase = certificates.store_passphrase(store_password_file, store_password_env)
     now = options.now()
     own = new_internal_certificate(server, fqdn, now=now, key_size=int(key_size))
     write.prepare(folder)
@@ -153,7 +118,7 @@ def _internal_of(certificate: Certificate, server: str) -> bool:
 
 
 @command.command("list")
-@_store
+@certificates.store
 @click.option(
     "--ca",
     type=click.Path(path_type=Path),
@@ -171,7 +136,7 @@ def list_(
     as_json: bool,
 ) -> int:
     """What the store holds.  Exit 1 when something in it cannot be used, as a key that is too small for TLS."""
-    passphrase = _passphrase(store_password_file, store_password_env, "store-password")
+    passphrase = certificates.store_passphrase(store_password_file, store_password_env)
     store = FolderStore(folder, now=as_of or options.now(), ca=ca, passphrase=passphrase)
     for entry in store.entries:
         click.echo(json.encode(document(entry)) if as_json else _line(entry))
@@ -223,7 +188,7 @@ def _line(entry: Entry) -> str:
 
 
 @command.command("import")
-@_store
+@certificates.store
 @click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
 @click.option(
     "--password-file", type=click.Path(path_type=Path), metavar="FILE", help="File (0600) with the passphrase of FILE."
@@ -256,8 +221,8 @@ def import_(
     """
     if len(friendly_name) >= MAX_FRIENDLY_NAME:
         raise UsageError(f"--friendly-name has {MAX_FRIENDLY_NAME} characters or more")
-    store_passphrase = _passphrase(store_password_file, store_password_env, "store-password")
-    passphrase = _passphrase(password_file, password_env, "password")
+    store_passphrase = certificates.store_passphrase(store_password_file, store_password_env)
+    passphrase = certificates.passphrase(password_file, password_env, "password")
     try:
         picked = _picked(source, passphrase)
         key = picked.key.open(passphrase) if picked.key else None

@@ -54,10 +54,27 @@ def open_store(folder: Path, password_file: Path | None, password_env: str | Non
         UsageError: two places for one passphrase.
         Unusable: the folder cannot be read.
     """
-    if password_file is not None and password_env is not None:
-        raise UsageError("--store-password-file and --store-password-env exclude each other")
-    passphrase = Passphrase(file=password_file, variable=password_env) if password_file or password_env else None
-    return FolderStore(folder, now=now, passphrase=passphrase)
+    return FolderStore(folder, now=now, passphrase=store_passphrase(password_file, password_env))
+
+
+def store_passphrase(file: Path | None, variable: str | None) -> Passphrase | None:
+    """Where the passphrase of the keys in the store is.
+
+    Raises:
+        UsageError: two places for one passphrase.
+    """
+    return passphrase(file, variable, "store-password")
+
+
+def passphrase(file: Path | None, variable: str | None, name: str) -> Passphrase | None:
+    """Where the passphrase is that the options ``--NAME-file`` and ``--NAME-env`` name.
+
+    Raises:
+        UsageError: two places for one passphrase.
+    """
+    if file is not None and variable is not None:
+        raise UsageError(f"--{name}-file and --{name}-env exclude each other")
+    return None if file is None and variable is None else Passphrase(file=file, variable=variable)
 
 
 def chosen(store: FolderStore, wanted: str) -> Certificate:

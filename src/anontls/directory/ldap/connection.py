@@ -112,7 +112,7 @@ class Connection:
         self.url = url
         self.settings = settings
         self._ldap = python_ldap()
-        self._connection = self._open()
+        self.ldap = self._open()
         try:
             self.root = self._root_dse()
         except BaseException:
@@ -121,12 +121,12 @@ class Connection:
 
     def close(self) -> None:
         with suppress(self._ldap.LDAPError):  # it may be gone already
-            self._connection.unbind_ext_s()
+            self.ldap.unbind_ext_s()
 
     @property
     def strength(self) -> int:
         """How strong the encryption of Kerberos is, as SASL counts it: about the bits of its key; 0 inside of TLS."""
-        return int(self._connection.get_option(self._ldap.OPT_X_SASL_SSF) or 0)
+        return int(self.ldap.get_option(self._ldap.OPT_X_SASL_SSF) or 0)
 
     def _open(self) -> Any:
         ldap, settings, at = self._ldap, self.settings, address(self.url)
@@ -135,7 +135,7 @@ class Connection:
         fault = self._tls_fault(at) if at.ldaps or by_password else None
         connection = ldap.initialize(self.url)
         try:
-            with self._told(fault):
+            with self.told(fault):
                 self._set_options(connection, at, by_password)
                 if by_password:
                     if not at.ldaps:
@@ -202,22 +202,22 @@ class Connection:
             raise DomainControllerFailed(f"{self.url}: {e.strerror or e}") from None
 
     @contextmanager
-    def _told(self, fault: str | None = None) -> Iterator[None]:
+    def told(self, fault: str | None = None) -> Iterator[None]:
         """Libldap's errors as ours."""
         ldap = self._ldap
         try:
             yield
         except (ldap.INVALID_CREDENTIALS, ldap.INAPPROPRIATE_AUTH) as e:
-            raise AccountRefused(f"{self.url}: the account is refused: {_reason(e)}") from None
+            raise AccountRefused(f"{self.url}: the account is refused: {reason(e)}") from None
         except ldap.STRONG_AUTH_REQUIRED as e:
             hint = "Kerberos through ldap:// signs and seals" if self.settings.bind is None else None
-            raise AccountRefused(f"{self.url}: stronger authentication is required: {_reason(e)}", hint=hint) from None
+            raise AccountRefused(f"{self.url}: stronger authentication is required: {reason(e)}", hint=hint) from None
         except ldap.AUTH_UNKNOWN as e:
             hint = "the SASL library's module for GSSAPI is a package of its own: libsasl2-modules-gssapi-mit"
-            raise AccountRefused(f"{self.url}: no Kerberos: {_reason(e)}", hint=hint) from None
+            raise AccountRefused(f"{self.url}: no Kerberos: {reason(e)}", hint=hint) from None
         except ldap.LOCAL_ERROR as e:
             hint = "`kinit`, or set KRB5_CLIENT_KTNAME to a keytab; or bind by name with --ldap-bind"
-            raise DomainControllerFailed(f"{self.url}: no Kerberos: {_reason(e)}", hint=hint) from None
+            raise DomainControllerFailed(f"{self.url}: no Kerberos: {reason(e)}", hint=hint) from None
         except ldap.TIMEOUT:
             raise DomainControllerFailed(f"{self.url}: no answer within {self.settings.timeout:g} s") from None
         except (ldap.SERVER_DOWN, ldap.CONNECT_ERROR) as e:
@@ -226,14 +226,14 @@ class Connection:
                 if fault and fault.startswith(NOT_TRUSTED)
                 else None
             )
-            raise DomainControllerFailed(f"{self.url}: {fault or _reason(e)}", hint=hint) from None
+            raise DomainControllerFailed(f"{self.url}: {fault or reason(e)}", hint=hint) from None
         except (ldap.LDAPError, UnicodeError) as e:
-            raise DomainControllerFailed(f"{self.url}: {_reason(e)}") from None
+            raise DomainControllerFailed(f"{self.url}: {reason(e)}") from None
 
     def _root_dse(self) -> RootDse:
         wanted = ["configurationNamingContext", "dnsHostName"]
-        with self._told():
-            found = self._connection.search_s("", self._ldap.SCOPE_BASE, "(objectClass=*)", wanted)
+        with self.told():
+            found = self.ldap.search_s("", self._ldap.SCOPE_BASE, "(objectClass=*)", wanted)
         entry = Entry("", found[0][1] if found else {})
         configuration, host = entry.texts(wanted[0]), entry.texts(wanted[1])
         if not isinstance(configuration, tuple) or len(configuration) != 1:
@@ -256,15 +256,13 @@ class Connection:
         objects = octets = 0
         while True:
             control = ldap.controls.SimplePagedResultsControl(True, PAGE, cookie)
-            with self._told():
-                number = self._connection.search_ext(
-                    base, scope, search_filter, list(attributes), serverctrls=[control]
-                )
+            with self.told():
+                number = self.ldap.search_ext(base, scope, search_filter, list(attributes), serverctrls=[control])
             kind: object = None
             controls: list[Any] = []
             while kind != ldap.RES_SEARCH_RESULT:
-                with self._told():
-                    kind, data, _, controls = self._connection.result3(number, all=0, timeout=self.settings.timeout)
+                with self.told():
+                    kind, data, _, controls = self.ldap.result3(number, all=0, timeout=self.settings.timeout)
                 for dn, values in data or ():
                     if dn is None:
                         continue  # a referral to another directory
@@ -296,7 +294,7 @@ def python_ldap() -> Any:
     return ldap
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What the server or the library says."""
     told = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
     parts = [str(told[key]) for key in ("desc", "info") if told.get(key)]

@@ -32,8 +32,8 @@ class Notification:
         self._connection = connection
         self._message: int | None = None
         self.means: Means = "polling"
-        with connection._told():
-            found = connection._connection.search_s("", self._ldap.SCOPE_BASE, "(objectClass=*)", ["supportedControl"])
+        with connection.told():
+            found = connection.ldap.search_s("", self._ldap.SCOPE_BASE, "(objectClass=*)", ["supportedControl"])
         supported = Entry("", found[0][1] if found else {}).texts("supportedControl")
         if is_unknown(supported):
             return
@@ -49,8 +49,8 @@ class Notification:
             self.means = "syncrepl"
 
     def _ask(self, control: Any, search_filter: str) -> None:
-        with self._connection._told():
-            self._message = self._connection._connection.search_ext(
+        with self._connection.told():
+            self._message = self._connection.ldap.search_ext(
                 self._connection.root.configuration,
                 self._ldap.SCOPE_SUBTREE,
                 search_filter,
@@ -60,7 +60,7 @@ class Notification:
 
     def fileno(self) -> int:
         """The connection's socket, to wait on."""
-        return int(self._connection._connection.fileno())
+        return int(self._connection.ldap.fileno())
 
     def came(self) -> bool:
         """Whether there was word since the last call.  It does not block.
@@ -74,8 +74,8 @@ class Notification:
         means, self.means = self.means, "polling"
         came = False
         for _ in range(MOST_AT_ONCE):
-            with self._connection._told():
-                kind, *_ = self._connection._connection.result4(message, 0, 0, add_intermediates=1)
+            with self._connection.told():
+                kind, *_ = self._connection.ldap.result4(message, 0, 0, add_intermediates=1)
             if kind is None:
                 self._message, self.means = message, means
                 return came

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from anontls.directory.ldap.certificate import certificate_of
-from anontls.directory.ldap.connection import Connection, _reason, python_ldap
+from anontls.directory.ldap.connection import Connection, python_ldap, reason
 from anontls.directory.ldap.entry import Entry
 from anontls.directory.ldap.objects import CERTIFICATE, ROLES, SERVER, Reader
 from anontls.errors import Unreachable, UsageError
@@ -122,9 +122,9 @@ def publish(connection: Connection, there: ServerObject, certificate: bytes) -> 
         changes.insert(0, (ldap.MOD_DELETE, CERTIFICATE, [old]))
     where = f"{connection.url}: {CERTIFICATE} of {there.name}"
     refusal: Exception | None = None
-    with connection._told():
+    with connection.told():
         try:
-            connection._connection.modify_ext_s(there.entry.dn, changes)
+            connection.ldap.modify_ext_s(there.entry.dn, changes)
         except (ldap.NO_SUCH_ATTRIBUTE, ldap.TYPE_OR_VALUE_EXISTS, ldap.CONSTRAINT_VIOLATION) as e:
             refusal = e  # the old value is not there, or another one is; reading says which
         except _refusals(ldap) as e:
@@ -161,9 +161,9 @@ def create(connection: Connection, beside: ServerObject, like: ServerObject, cer
             attributes.append((name, list(values)))
     dn = f"CN={like.name},{beside.entry.dn.partition(',')[2]}"
     where = f"{connection.url}: the object of {like.name}"
-    with connection._told():
+    with connection.told():
         try:
-            connection._connection.add_ext_s(dn, attributes)
+            connection.ldap.add_ext_s(dn, attributes)
         except ldap.ALREADY_EXISTS:
             raise Conflict(f"{where} is there by now") from None
         except (*_refusals(ldap), ldap.CONSTRAINT_VIOLATION) as e:
@@ -202,7 +202,7 @@ def _refusals(ldap: Any) -> tuple[type[Exception], ...]:
 def _said(ldap: Any, error: Exception) -> str:
     if isinstance(error, ldap.REFERRAL):
         return "it refers to another domain controller, as a read-only one does"
-    return _reason(error)
+    return reason(error)
 
 
 def _cure(ldap: Any, error: Exception) -> str | None:
