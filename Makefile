@@ -50,7 +50,7 @@ lock: ## write requirements.lock from pyproject.toml; UPGRADE=1 takes the newest
 
 clean: ## remove everything that these targets made
 	rm -rf $(VENV) build dist demo-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find src tests bench -name __pycache__ -prune -exec rm -rf {} +
+	find src tests bench lab -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.ad.kdc import Kdc, running_kdc
-from tests.ad.samba import Samba, running_samba
-from tests.ad.slapd import Slapd, running_slapd
+from lab.kdc import Kdc, running_kdc
+from lab.samba import Samba, running_samba
+from lab.slapd import Slapd, running_slapd
 from tests.peers.conftest import Peer, absent, peer
 
 __all__ = ["peer"]
@@ -50,7 +50,7 @@ def samba(peer: Peer) -> Iterator[Samba]:
 
 
 class StartSlapd(Protocol):
-    """Starts an slapd of its own, with settings of :class:`~tests.ad.slapd.Slapd`."""
+    """Starts an slapd of its own, with settings of :class:`~lab.slapd.Slapd`."""
 
     def __call__(self, **settings: Any) -> AbstractContextManager[Slapd]: ...
 

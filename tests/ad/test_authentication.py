@@ -24,9 +24,9 @@ from anontls.transport.check import findings
 from anontls.transport.receive import EXCHANGE_SERVER_PERMISSIONS
 from anontls.transport.send import NextHop, OutboundSession, SessionFailed
 from anontls.transport.service import Service, system_now
-from tests.ad.kdc import Kdc, Realm
+from lab.kdc import Kdc, Realm
+from lab.samba import Samba
 from tests.ad.mailbox_servers import FQDN, RECEIVER, SENDER, Between, MailboxServers, channel, in_tls, x_exps
-from tests.ad.samba import Samba
 from tests.ad.tickets import Tickets, tickets_of
 from tests.certstore.make import make
 from tests.transport.world import (

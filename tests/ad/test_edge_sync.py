@@ -21,10 +21,10 @@ from anontls.directory.ldap import LdapDirectory, LdapSettings
 from anontls.directory.ldap.edge_sync import Edge, EdgeSync, Report
 from anontls.directory.ldap.publish import server_object
 from anontls.facts import Certificate, thumbprint_of
+from lab.exchange import Exchange
+from lab.samba import Samba
+from lab.slapd import Slapd
 from tests.ad.conftest import StartSlapd
-from tests.ad.exchange import Exchange
-from tests.ad.samba import Samba
-from tests.ad.slapd import Slapd
 from tests.support.make import common_name, make_der
 
 ATTRIBUTE = "msExchServerInternalTLSCert"

@@ -15,10 +15,10 @@ import pytest
 from anontls.directory.ldap import LdapDirectory, LdapSettings, follow
 from anontls.directory.ldap.follow import Follower
 from anontls.facts import InternalTlsCert, Organization, Server, is_unknown
+from lab.exchange import Exchange
+from lab.samba import Samba
+from lab.slapd import Slapd
 from tests.ad.conftest import StartSlapd
-from tests.ad.exchange import Exchange
-from tests.ad.samba import Samba
-from tests.ad.slapd import Slapd
 from tests.support.make import common_name, make_der
 
 ATTRIBUTE = "msExchServerInternalTLSCert"

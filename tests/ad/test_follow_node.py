@@ -9,8 +9,8 @@ import pytest
 
 from anontls.selection import Result
 from anontls.transport.lab import MAILBOX
-from tests.ad.exchange import Exchange
-from tests.ad.slapd import Slapd
+from lab.exchange import Exchange
+from lab.slapd import Slapd
 from tests.certstore.make import make
 from tests.transport.world import Running, World, connected, copy_world, eventually, make_world, run
 

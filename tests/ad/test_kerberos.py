@@ -22,7 +22,7 @@ from anontls.kerberos import (
 )
 from anontls.kerberos.failure import KerberosFailed, Reason
 from anontls.kerberos.request import AES, request_of
-from tests.ad.kdc import Kdc, Realm
+from lab.kdc import Kdc, Realm
 from tests.ad.tickets import BINDING, HOSTS, Tickets, tickets_of
 
 OTHER = b"tls-server-end-point:" + b"\2" * 32

@@ -17,11 +17,11 @@ from anontls.directory.ldap import AccountRefused, LdapDirectory, LdapSettings, 
 from anontls.directory.ldap.entry import MAX_VALUE
 from anontls.errors import Unreachable, UsageError
 from anontls.facts import EdgeSubscription, InternalTlsCert, Organization, is_unknown
-from tests.ad.certificates import certificate_for
+from lab.certificates import certificate_for
+from lab.exchange import Exchange
+from lab.kdc import Kdc
+from lab.slapd import Slapd
 from tests.ad.conftest import StartSlapd
-from tests.ad.exchange import Exchange
-from tests.ad.kdc import Kdc
-from tests.ad.slapd import Slapd
 from tests.support.make import common_name, make_der
 
 NOBODY = "ldaps://127.0.0.1:1"

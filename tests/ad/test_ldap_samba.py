@@ -10,8 +10,8 @@ import pytest
 from anontls.directory.ldap import AccountRefused, LdapDirectory, LdapSettings
 from anontls.errors import Unreachable
 from anontls.facts import Organization, Server
-from tests.ad.exchange import Exchange
-from tests.ad.samba import Samba
+from lab.exchange import Exchange
+from lab.samba import Samba
 from tests.support.make import common_name, make_der
 
 SERIALIZED = b"".join(

@@ -21,10 +21,10 @@ from anontls.directory.ldap.publish import Conflict, WriteRefused, publish, serv
 from anontls.errors import Unreachable
 from anontls.facts import Certificate
 from anontls.facts.own_certificate import OwnCertificate
+from lab.exchange import Exchange
+from lab.samba import Samba
+from lab.slapd import Slapd
 from tests.ad.conftest import StartSlapd
-from tests.ad.exchange import Exchange
-from tests.ad.samba import Samba
-from tests.ad.slapd import Slapd
 from tests.support.make import common_name, make_der
 
 ATTRIBUTE = "msExchServerInternalTLSCert"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anontls.kerberos import Acceptor, Initiator, Kerberos, computer_account
-from tests.ad.kdc import Kdc
+from lab.kdc import Kdc
 
 BINDING = b"tls-server-end-point:" + b"\1" * 32
 HOSTS = ("mbx2.contoso.com", "MBX2")

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 
-from tests.ad import schema
-from tests.ad.certificates import certificate_for
-from tests.ad.daemon import Daemon, command, free_port
-from tests.ad.entries import Entry, ldif
+from lab import schema
+from lab.certificates import certificate_for
+from lab.daemon import Daemon, command, free_port
+from lab.entries import Entry, ldif
 
 CONF = """\
 include /etc/ldap/schema/core.schema

@@ -15,6 +15,8 @@ EXCHANGE = "1.2.840.113556.1.5.7000.62"
 
 
 class Attribute(NamedTuple):
+    """An attribute of the schema: its common name and its LDAP name."""
+
     cn: str
     name: str
     kind: str  # octets, integer, text or dn
@@ -68,6 +70,8 @@ ATTRIBUTES = (
 
 
 class Class(NamedTuple):
+    """A class of the schema: its common name and its LDAP name."""
+
     cn: str
     name: str
     oid: str

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.ad.daemon import Daemon, command, free_port
+from lab.daemon import Daemon, command, free_port
 
 KRB5_CONF = """\
 [libdefaults]

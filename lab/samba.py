@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.ad import schema
-from tests.ad.certificates import certificate_for
-from tests.ad.daemon import Daemon, command
-from tests.ad.entries import Entry, ldif
-from tests.ad.kdc import Realm
+from lab import schema
+from lab.certificates import certificate_for
+from lab.daemon import Daemon, command
+from lab.entries import Entry, ldif
+from lab.kdc import Realm
 
 KRB5_PORT = 18088
 
@@ -27,7 +27,7 @@ KRB5_PORT = 18088
 class Samba(Realm):
     """A running domain controller; ``stop`` and ``start`` keep what it holds.
 
-    ``environment`` (see :class:`~tests.ad.kdc.Realm`) finds its KDC.
+    ``environment`` (see :class:`~lab.kdc.Realm`) finds its KDC.
     """
 
     realm = "CONTOSO.COM"

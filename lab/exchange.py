@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.ad.entries import Entry, entry
+from lab.entries import Entry, entry
 
 ADMIN_GROUP = "Exchange Administrative Group (FYDIBOHF23SPDLT)"
 ROUTING_GROUP = "Exchange Routing Group (DWBGZMFD01QNBJR)"
