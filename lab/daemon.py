@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
+from typing import Protocol
 
 PATIENCE = 30.0  # seconds; all of them are up in two at most, but machines can be busy
 
@@ -31,6 +32,11 @@ class Daemon:
         self.ports = ports
         self.environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its number, while it has one."""
+        return self._process.pid if self._process is not None else None
 
     @property
     def running(self) -> bool:
@@ -88,6 +94,12 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as taken:
         taken.bind((host, 0))
         return int(taken.getsockname()[1])
+
+
+class Run(Protocol):
+    """Runs a program that ends by itself, such as :func:`command`; what it printed."""
+
+    def __call__(self, *words: object, environment: Mapping[str, str] | None = None, stdin: str = "") -> str: ...
 
 
 def command(*words: object, environment: Mapping[str, str] | None = None, stdin: str = "") -> str:

@@ -23,7 +23,11 @@ def ldif(entries: Iterable[tuple[str, Entry]], *, changetype: str = "") -> str:
         lines.append(f"dn:: {_base64(dn)}" if dn else "dn:")
         if changetype:
             lines.append(f"changetype: {changetype}")
-        lines += [f"{name}:: {_base64(value)}" for name, values in attributes.items() for value in values]
+        lines += [
+            f"{name}:: {_base64(value)}" if value else f"{name}:"
+            for name, values in attributes.items()
+            for value in values
+        ]
         lines.append("")
     return "\n".join(lines) + "\n"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lab import schema
 from lab.certificates import certificate_for
-from lab.daemon import Daemon, command
+from lab.daemon import Daemon, Run, command
 from lab.entries import Entry, ldif
 from lab.kdc import Realm
 
@@ -37,7 +37,7 @@ class Samba(Realm):
     administrator = "Administrator@CONTOSO.COM"
     password = "P@ssw0rd-of-the-tests"
 
-    def __init__(self, folder: Path, *, samba: str, samba_tool: str) -> None:
+    def __init__(self, folder: Path, *, samba: str, samba_tool: str, run: Run = command) -> None:
         # A process number is of one process only, so the address is too.
         pid = os.getpid()
         self.address = f"127.{64 + (pid >> 16) % 64}.{pid >> 8 & 255}.{pid & 255}"
@@ -46,6 +46,7 @@ class Samba(Realm):
         super().__init__(self.realm, folder, f"{self.address}:{KRB5_PORT}")
         self.environment["TDB_NO_FSYNC"] = "1"  # this directory need not outlive the machine
         self._samba_tool = samba_tool
+        self._run = run
         self.ca = folder / "tls" / "cert.pem"
         for name in ("log", "run", "ncalrpc", "tls"):
             (folder / name).mkdir()
@@ -58,6 +59,7 @@ class Samba(Realm):
         options = ("--foreground", "--no-process-group", "--debug-stdout", "-M", "prefork")
         daemon = (samba, "-s", self.smb_conf, *options)
         self._daemon = Daemon(daemon, folder / "log" / "stdout", ports, environment=self.environment)
+        self.command = self._daemon.command
         self.start = self._daemon.start
         self.stop = self._daemon.stop
 
@@ -85,7 +87,7 @@ class Samba(Realm):
             "disable netbios": "yes",
             "prefork children": 1,
         }
-        command(
+        self._run(
             *(self._samba_tool, "domain", "provision", f"--realm={self.realm}", "--domain=CONTOSO", "--host-name=dc1"),
             *(f"--host-ip={self.address}", "--server-role=dc", "--dns-backend=NONE", f"--adminpass={self.password}"),
             *(f"--targetdir={folder}", *(f"--option={name}={value}" for name, value in options.items())),
@@ -94,12 +96,12 @@ class Samba(Realm):
 
     def tool(self, *words: object) -> str:
         """Run ``samba-tool``; what it printed."""
-        return command(self._samba_tool, *words, "-s", self.smb_conf, environment=self.environment)
+        return self._run(self._samba_tool, *words, "-s", self.smb_conf, environment=self.environment)
 
     def ldbmodify(self, ldif: str) -> None:
         """Change the directory beneath its rules, whether it runs or not."""
         option = "--option=dsdb:schema update allowed=true"
-        command(
+        self._run(
             "ldbmodify", "-H", self.folder / "private" / "sam.ldb", option, environment=self.environment, stdin=ldif
         )
 
@@ -114,14 +116,23 @@ class Samba(Realm):
 
     def delete(self, dn: str) -> None:
         """An object and all below it."""
-        command("ldbdel", "-H", self.folder / "private" / "sam.ldb", "-r", dn, environment=self.environment)
+        self._run("ldbdel", "-H", self.folder / "private" / "sam.ldb", "-r", dn, environment=self.environment)
 
-    def deny_reading(self, dn: str, attribute: str, account: str) -> None:
-        """The account may not read the attribute of the object; with an empty name, none of it."""
+    def deny_reading(self, dn: str, attribute: str, account: str) -> str:
+        """The account may not read the attribute of the object; with an empty name, none of it.
+
+        Returns the access list as it was before, for :meth:`set_access`.
+        """
         sid = re.search(r"^objectSid: (\S+)", self.tool("user", "show", account), re.MULTILINE)
         assert sid
         guid = next((each.guid for each in schema.ATTRIBUTES if each.name == attribute), "")
+        before = self.tool("dsacl", "get", f"--objectdn={dn}")
         self.tool("dsacl", "set", f"--objectdn={dn}", f"--sddl=({'OD' if guid else 'D'};;RP;{guid};;{sid[1]})")
+        return before.split("\n")[1]
+
+    def set_access(self, dn: str, sddl: str) -> None:
+        """Replace the access list of an object; samba-tool 4.17 can add to one only."""
+        self.ldbmodify(f"dn: {dn}\nchangetype: modify\nreplace: nTSecurityDescriptor\nnTSecurityDescriptor: {sddl}\n")
 
     def add_user(self, name: str, *, aes: bool = True) -> Path:
         """A user with a random password; its keytab.
@@ -135,9 +146,12 @@ class Samba(Realm):
 
     def add_computer(self, name: str) -> Path:
         """The account of a member computer, ``NAME$``, with a random password; its keytab."""
-        self.tool("computer", "create", name)
-        self.tool("user", "setpassword", f"{name}$", "--newpassword", f"P@ss-{secrets.token_hex(16)}")
-        self.tool("user", "enable", f"{name}$")
+        password = f'"P@ss-{secrets.token_hex(16)}"'.encode("utf-16-le")  # in quotes (MS-ADTS, unicodePwd)
+        self.ldbmodify(
+            f"dn: CN={name},CN=Computers,{self.base}\nchangetype: add\nobjectClass: computer\n"
+            f"sAMAccountName: {name}$\nuserAccountControl: 4096\n"
+            f"unicodePwd:: {base64.b64encode(password).decode()}\n"
+        )
         self.use_aes(f"CN={name},CN=Computers,{self.base}")
         return self.export_keytab(f"{name}$")
 

@@ -15,7 +15,7 @@ from signal import SIGCONT, SIGSTOP
 
 from lab import schema
 from lab.certificates import certificate_for
-from lab.daemon import Daemon, command, free_port
+from lab.daemon import Daemon, Run, command, free_port
 from lab.entries import Entry, ldif
 
 CONF = """\
@@ -58,6 +58,7 @@ class Slapd:
         before: str = "",
         after: str = "",
         environment: Mapping[str, str] | None = None,
+        run: Run = command,
     ) -> None:
         self.folder = folder
         self.base = suffix
@@ -85,11 +86,13 @@ class Slapd:
         there = [] if suffix == self.configuration else [(suffix, _container(suffix))]
         data = folder / "data.ldif"
         data.write_text(ldif([*there, (self.configuration, _container(self.configuration)), *entries]))
-        command(slapadd, "-q", "-f", conf, "-l", data)
+        self._run = run
+        run(slapadd, "-q", "-f", conf, "-l", data)
         listening = [("127.0.0.1", self.port), ("127.0.0.1", self.ldaps_port)]
         # a fixed "-d 0" keeps it in the foreground
         daemon = (slapd, "-f", conf, "-h", f"{self.url} {self.ldaps_url}", "-d", "0")
         self._daemon = Daemon(daemon, folder / "log", listening, environment=environment)
+        self.command = self._daemon.command
         self.start = self._daemon.start
         self.stop = self._daemon.stop
 
@@ -100,7 +103,7 @@ class Slapd:
     def modify(self, changes: str) -> None:
         """LDIF with or without ``changetype``."""
         bind = ("-x", "-H", self.url, "-D", self.bind_dn, "-w", self.password)
-        command("ldapmodify", "-a", *bind, stdin=changes)
+        self._run("ldapmodify", "-a", *bind, stdin=changes)
 
     def set(self, dn: str, attribute: str, value: bytes | None) -> None:
         """Replace an attribute's value; ``None`` takes it away."""
@@ -119,7 +122,7 @@ class Slapd:
     def delete(self, dn: str) -> None:
         """An object and all below it."""
         bind = ("-x", "-H", self.url, "-D", self.bind_dn, "-w", self.password)
-        command("ldapdelete", "-r", *bind, dn)
+        self._run("ldapdelete", "-r", *bind, dn)
 
 
 def _container(dn: str) -> Entry:

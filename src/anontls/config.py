@@ -234,7 +234,7 @@ class Kerberos(Table, frozen=True, kw_only=True, rename="kebab"):
 
 
 class Metrics(Table, frozen=True, kw_only=True, rename="kebab"):
-    """Figures for Prometheus at /metrics, and /health."""
+    """Figures for Prometheus at /metrics, the state at /health, the last selections at /decisions."""
 
     listen: Annotated[str | None, Meta(description="Address and port, such as 127.0.0.1:9464.")] = None
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 
@@ -18,12 +19,28 @@ from anontls.facts import Certificate, InternalTlsCert
 from anontls.facts.own_certificate import OwnCertificate
 from anontls.tls import TlsFailed, TlsPump, peer_certificate, server_context, server_end_point
 from anontls.transport.service import system_now
+from lab.samba import Samba
 from tests.ad.tickets import Tickets
 from tests.transport.world import ANNA, Client, World, connected, greeted, run
 
 SENDER, RECEIVER = "MBX1", "MBX2"
 FQDN = {SENDER: "mbx1.contoso.com", RECEIVER: "mbx2.contoso.com"}
 RULES = '\n[rules]\nmailbox-to-mailbox = "verb-without-certificate"\n'
+
+
+@contextmanager
+def computer_accounts(samba: Samba) -> Iterator[Tickets]:
+    """The two servers as computers of Active Directory, in the realm of their names, with a keytab each."""
+    keytabs = {}
+    for name in (SENDER, RECEIVER):
+        keytabs[name] = samba.add_computer(name)
+        samba.add_spn(f"SMTPSVC/{FQDN[name]}", f"{name}$")
+        samba.export_keytab(f"SMTPSVC/{FQDN[name]}", keytab=keytabs[name])
+    try:
+        yield cast("Tickets", SimpleNamespace(realm=None, keytab=keytabs[SENDER], service_keytab=keytabs[RECEIVER]))
+    finally:
+        for name in (SENDER, RECEIVER):
+            samba.tool("computer", "delete", name)
 
 
 class MailboxServers(World):

@@ -7,16 +7,15 @@ import base64
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from anontls import config
+from anontls import cli, config
 from anontls.errors import UsageError
 from anontls.facts import Certificate, Queue
 from anontls.kerberos import Acceptor, Initiator, Kerberos, computer_account
-from anontls.kerberos.failure import KerberosFailed
+from anontls.kerberos.failure import KerberosFailed, Reason
 from anontls.smtp import exchange_auth
 from anontls.tls import TlsPump, client_context
 from anontls.transport import authentication
@@ -26,7 +25,17 @@ from anontls.transport.send import NextHop, OutboundSession, SessionFailed
 from anontls.transport.service import Service, system_now
 from lab.kdc import Kdc, Realm
 from lab.samba import Samba
-from tests.ad.mailbox_servers import FQDN, RECEIVER, SENDER, Between, MailboxServers, channel, in_tls, x_exps
+from tests.ad.mailbox_servers import (
+    FQDN,
+    RECEIVER,
+    SENDER,
+    Between,
+    MailboxServers,
+    channel,
+    computer_accounts,
+    in_tls,
+    x_exps,
+)
 from tests.ad.tickets import Tickets, tickets_of
 from tests.certstore.make import make
 from tests.transport.world import (
@@ -37,6 +46,7 @@ from tests.transport.world import (
     MESSAGE,
     Client,
     Hop,
+    Running,
     World,
     greeted,
     make_world,
@@ -129,6 +139,44 @@ def test_without_tls_1_3_it_is_gssapi(servers: MailboxServers, monkeypatch: pyte
 
     with_receiver(servers, work)
     assert servers.event(RECEIVER, 1035)["error"].startswith("not bound to a channel: tls-exporter: TLS 1.2")
+
+
+@pytest.mark.parametrize("exchangeauth", ["off", "anontls"])
+def test_outcomes_are_counted(servers: MailboxServers, exchangeauth: str) -> None:
+    """On both sides, each once."""
+    for name in (SENDER, RECEIVER):
+        servers.kerberos(name, exchangeauth=exchangeauth)
+    mechanism = "GSSAPI" if exchangeauth == "off" else "EXCHANGEAUTH"
+
+    def counted(node: Running) -> dict[tuple[str, str, object], int]:
+        return {key: count for key, count in node.service.node.metrics.authentications.items() if count}
+
+    async def session() -> None:
+        async with servers.node(RECEIVER) as receiver:
+            servers.send_to(receiver.port)
+            async with servers.node(SENDER) as sender, greeted(sender.port) as client:
+                assert (await client.message(ANNA))[-1].startswith("250 2.6.0 <")
+                assert counted(sender) == {("send", mechanism, "authenticated"): 1}
+                assert counted(receiver) == {("receive", mechanism, "authenticated"): 1}
+            async with in_tls(receiver.port, FQDN[SENDER]) as client:
+                assert await x_exps(client, servers.tickets.initiator().step() or b"") == TEMPORARY
+            async with in_tls(receiver.port, FQDN[RECEIVER]) as client:
+                token = servers.tickets.initiator(binding=channel(client)).step() or b""
+                assert await x_exps(client, token) == UNSUCCESSFUL
+            assert counted(receiver) == {
+                ("receive", mechanism, "authenticated"): 1,
+                ("receive", "GSSAPI", Reason.WRONG_BINDING): 1,
+                ("receive", "GSSAPI", "not-allowed"): 1,
+            }
+        servers.kerberos(RECEIVER, keytab=None, realm=None, exchangeauth=None)
+        async with servers.node(RECEIVER) as receiver:
+            servers.send_to(receiver.port)
+            async with servers.node(SENDER) as sender, greeted(sender.port) as client:
+                assert (await client.message(ANNA))[-1] == DEFERRED
+                assert counted(sender) == {("send", "GSSAPI", Reason.OTHER): 1}, "it is not offered"
+                assert counted(receiver) == {}
+
+    run(session())
 
 
 def test_as_written_the_message_waits(servers: MailboxServers) -> None:
@@ -443,20 +491,11 @@ def domain(samba: Samba, lab: World, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The two servers with computer accounts of Active Directory, in the realm of their names."""
     for name, value in samba.environment.items():
         monkeypatch.setenv(name, value)
-    keytabs = {}
-    for name in (SENDER, RECEIVER):
-        keytabs[name] = samba.add_computer(name)
-        samba.add_spn(f"SMTPSVC/{FQDN[name]}", f"{name}$")
-        samba.export_keytab(f"SMTPSVC/{FQDN[name]}", keytab=keytabs[name])
-    keys = SimpleNamespace(realm=None, keytab=keytabs[SENDER], service_keytab=keytabs[RECEIVER])
-    servers = MailboxServers(lab, cast("Tickets", keys), tmp_path / "world")
-    for name in (SENDER, RECEIVER):
-        servers.kerberos(name, credential_cache=f"FILE:{tmp_path / name}")
-    try:
-        yield servers
-    finally:
+    with computer_accounts(samba) as tickets:
+        servers = MailboxServers(lab, tickets, tmp_path / "world")
         for name in (SENDER, RECEIVER):
-            samba.tool("computer", "delete", name)
+            servers.kerberos(name, credential_cache=f"FILE:{tmp_path / name}")
+        yield servers
 
 
 def test_computer_accounts_of_active_directory(domain: MailboxServers, samba: Samba, tmp_path: Path) -> None:
@@ -727,10 +766,19 @@ def test_no_token_is_in_a_log(
     for name in (SENDER, RECEIVER):
         servers.kerberos(name, exchangeauth=exchangeauth)
     assert servers.relayed().startswith("250 ")
+
+    async def shown() -> int:
+        async with servers.node(RECEIVER) as receiver:
+            to = ("--to", f"127.0.0.1:{receiver.port}", "--server", RECEIVER, "--delivery-type", "SmtpRelayToDag")
+            return await asyncio.to_thread(cli.run, ["send", "--config", str(servers.config(SENDER)), *to])
+
+    assert run(shown()) == 0, "and of one whose every step is shown"
     servers.kerberos(RECEIVER, keytab=str(servers.tickets.kdc.add_principal("SMTPSVC/mbx6.contoso.com")))
     assert servers.relayed() == DEFERRED, "and of a session that fails"
     assert len([token for token in tokens if token]) >= 6
-    told = "".join(console.getvalue() for console in servers.consoles.values()) + "".join(capfd.readouterr())
+    printed = "".join(capfd.readouterr())
+    assert "X-EXPS" in printed
+    told = "".join(console.getvalue() for console in servers.consoles.values()) + printed
     for path in servers.folder.rglob("*"):
         if path.is_file() and path.suffix.lower() in {".log", ".jsonl"}:
             told += path.read_text()

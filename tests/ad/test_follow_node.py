@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.request
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from anontls.report.json import decision_json
 from anontls.selection import Result
 from anontls.transport.lab import MAILBOX
 from lab.exchange import Exchange
@@ -43,6 +47,70 @@ async def until(node: Running, offered: bool) -> None:
             return
         await asyncio.sleep(0.02)
     raise AssertionError(node.console.getvalue())
+
+
+async def decisions(address: str) -> dict[tuple[str, str], Any]:
+    """What a node shows of its last decisions, by scenario and step."""
+    with await asyncio.to_thread(urllib.request.urlopen, f"{address}/decisions", timeout=10) as page:
+        documents = [msgspec.json.decode(line) for line in page.read().splitlines()]
+    return {(each["scenario"], each["steps"][-1]["step"]): each for each in documents}
+
+
+async def figures(address: str) -> dict[str, float]:
+    with await asyncio.to_thread(urllib.request.urlopen, f"{address}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
+def test_each_decision_shows_how_old_the_word_of_the_directory_is(world: World, slapd: Slapd) -> None:
+    """While it answers, while the last known value serves, and when that is over: in the steps and as figures."""
+    exchange = Exchange(slapd.configuration)
+    slapd.add(*exchange.containers(), exchange.server(MAILBOX, world.certificates[MAILBOX].der))
+    world.configure(MAILBOX, "[store]", '[metrics]\nlisten = "127.0.0.1:0"\n\n[store]')
+    answered = f"; the directory ({slapd.ldaps_url}) last answered "
+
+    async def session() -> None:
+        async with world.node(MAILBOX) as node:
+            said = node.console.getvalue()
+            assert f"the directory is read from {slapd.ldaps_url}\n" in said
+            address = said.partition("metrics and health at ")[2].splitlines()[0]
+            started = decision_json(node.service.startup())
+            assert started["directory"]["url"] == slapd.ldaps_url
+            assert answered in started["steps"][0]["because"]
+            assert await offers(node)
+            shown = await decisions(address)
+            for document in (shown["inbound-anonymous", "4"], shown["inbound-starttls", "6"]):
+                assert document["directory"]["url"] == slapd.ldaps_url
+                assert 0 <= document["directory"]["age"] < 5
+            before = await figures(address)
+            assert before['anontls_directory_looks_total{result="answered"}'] >= 1
+            assert before['anontls_directory_looks_total{result="failed"}'] == 0
+            assert before[f'anontls_directory_info{{means="syncrepl",url="{slapd.ldaps_url}"}}'] == 1
+
+            await asyncio.to_thread(slapd.stop)
+            try:
+                await until(node, offered=False)
+                shown = await decisions(address)
+                document = shown["inbound-anonymous", "2"]
+                assert document["directory"]["age"] > 0.5, "older than the grace"
+                because = document["steps"][-1]["because"]
+                assert because.startswith("it could not be read: the directory has not answered for more than 0.5 s")
+                assert answered in because
+                assert shown["inbound-starttls", "6"]["directory"]["age"] > 0.5
+                after = await figures(address)
+                assert after['anontls_directory_looks_total{result="failed"}'] >= 1
+                assert not [name for name in after if name.startswith("anontls_directory_info")]
+                assert after["anontls_directory_readable"] == 0
+            finally:
+                await asyncio.to_thread(slapd.start)
+            await until(node, offered=True)
+            document = (await decisions(address))["inbound-anonymous", "4"]
+            assert document["directory"]["as_of"] > shown["inbound-anonymous", "2"]["directory"]["as_of"]
+
+    try:
+        run(session())
+    finally:
+        slapd.delete(f"CN=Services,{slapd.configuration}")
 
 
 def test_what_the_directory_says_holds_at_once(world: World, slapd: Slapd) -> None:

@@ -13,7 +13,17 @@ import pytest
 from anontls.directory.ldap import FIRST_REST, LdapDirectory, LdapSettings
 from anontls.directory.ldap.connection import DomainControllerFailed
 from anontls.directory.ldap.follow import Follower
-from anontls.facts import ABSENT, AcceptedDomain, InternalTlsCert, Organization, Phase, Scenario, Server, Source
+from anontls.facts import (
+    ABSENT,
+    AcceptedDomain,
+    DirectoryWord,
+    InternalTlsCert,
+    Organization,
+    Phase,
+    Scenario,
+    Server,
+    Source,
+)
 from anontls.selection import select
 from anontls.selection.sessions import session_facts
 from tests.support.make import common_name, make_der
@@ -109,6 +119,28 @@ def test_a_start_without_the_directory_is_event_12012(answers: Answers) -> None:
             decision = select(msgspec.structs.replace(facts, store=()))
             assert decision.verb is None and decision.certificate is None
             assert [event.id for event in decision.events] == events
+
+
+def test_how_fresh_it_is_what_serves(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LdapDirectory, "url", WHERE.urls[0])
+    answers.says = DomainControllerFailed("ldaps://dc1.contoso.com: Connection refused")
+    passed = 0.0
+    following = follower(clock=lambda: passed, grace=60.0)
+    following.first()
+    words = [following.word]
+    answers.says = directory(Server(name="MBX1", internal_tls_cert=InternalTlsCert(der=OLD)))
+    following._look()
+    passed = 12.5
+    words.append(following.word)
+    answers.says = DomainControllerFailed("ldaps://dc1.contoso.com: Connection refused")
+    passed = 61.0
+    following._look()
+    assert not following.status.readable
+    assert following.status.url is None
+    words.append(following.word)
+    answered = DirectoryWord(url=WHERE.urls[0], as_of=AT, age=12.5)
+    assert words == [None, answered, msgspec.structs.replace(answered, age=61.0)], "it is still who answered last"
+    closed(following)
 
 
 def test_a_look_that_fails_in_an_unforeseen_way_is_followed_by_another(answers: Answers) -> None:

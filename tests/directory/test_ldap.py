@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ from anontls.directory.ldap.entry import MAX_VALUE, Entry, name_in, rdn_values
 from anontls.directory.ldap.objects import ATTRIBUTES, CLASSES, Reader
 from anontls.errors import UsageError
 from anontls.facts import EdgeSubscription, Organization, ReceiveConnector, SendConnector, Server, Unknown, is_unknown
-from tests.support.make import common_name, make_der, private_key
+from tests.support.make import common_name, make_der, pkcs7_of, private_key
 
 SITE = "CN=Berlin,CN=Sites,CN=Configuration,DC=contoso,DC=com"
 GROUP = "CN=Exchange Administrative Group (FYDIBOHF23SPDLT),CN=Administrative Groups,CN=Contoso,CN=Microsoft Exchange"
@@ -92,10 +92,6 @@ def because(value: object) -> str:
 
 def serialized(*properties: tuple[int, bytes]) -> bytes:
     return b"".join(struct.pack("<III", number, 1, len(data)) + data for number, data in properties)
-
-
-def pkcs7_of(*certificates: bytes) -> bytes:
-    return pkcs7.serialize_certificates([x509.load_der_x509_certificate(each) for each in certificates], Encoding.DER)
 
 
 def request() -> bytes:

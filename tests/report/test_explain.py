@@ -22,6 +22,7 @@ from anontls.selection import DEFAULT, Decision, Outcome, Rules, questions, sele
 from tests.selection.tables import OTHER_RULES, decisions, read
 from tests.selection.test_cases import facts_of, only_its_own
 from tests.support.make import (
+    DIRECTORY,
     ITC,
     OTHER,
     UNKNOWN,
@@ -77,6 +78,7 @@ GIVEN: Mapping[str, tuple[SessionFacts, Rules]] = {
         make_facts(server=EDGE, attribute=InternalTlsCert(error="AD LDS does not answer")),
         DEFAULT,
     ),
+    "inbound-anonymous-followed": (make_facts("inbound-anonymous", directory=DIRECTORY), DEFAULT),
     "startup-null": (make_facts("inbound-anonymous", "startup", attribute=InternalTlsCert(value=None)), DEFAULT),
     "startup-valid": (make_facts("outbound-anonymous", "startup"), DEFAULT),
     "inbound-anonymous-suppressed": (

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta, timezone
 
+import msgspec
 import pytest
 
 from anontls.facts import InternalTlsCert, Store
@@ -11,6 +12,7 @@ from anontls.selection import Rules, select
 from tests.selection.tables import decisions
 from tests.support.make import (
     AS_OF,
+    DIRECTORY,
     ITC,
     UNKNOWN,
     make_certificate,
@@ -162,6 +164,34 @@ def test_hypothetical() -> None:
     assert decision_json(select(make_facts(queue=queue)))["hypothetical"] is True
     assert "hypothetical" not in decision_json(select(make_facts()))
     assert "hypothetical" not in decision_json(select(make_facts("inbound-anonymous", queue=queue)))
+
+
+@pytest.mark.parametrize("scenario", ["outbound-anonymous", "inbound-anonymous", "inbound-starttls"])
+def test_the_age_of_the_word_of_a_directory_that_is_followed(scenario: str) -> None:
+    document = decision_json(select(make_facts(scenario, directory=DIRECTORY)))
+    assert document["directory"] == {"url": DIRECTORY.url, "as_of": "2026-11-24T11:59:48Z", "age": 12.346}
+    assert "directory" not in decision_json(select(make_facts(scenario)))
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        InternalTlsCert(thumbprint=ITC),
+        InternalTlsCert(value=None),
+        InternalTlsCert(error="the directory has not answered for more than 3600 s"),
+        InternalTlsCert(unknown="the account may not read it"),
+    ],
+)
+@pytest.mark.parametrize("phase", ["session", "startup"])
+def test_step_2_says_how_old_the_answer_was(attribute: InternalTlsCert, phase: str) -> None:
+    facts = make_facts(phase=phase, attribute=attribute)
+    followed = msgspec.structs.replace(facts, directory=DIRECTORY)
+    before, after = decision_json(select(facts)), decision_json(select(followed))
+    said = "; the directory (ldaps://dc1.contoso.com) last answered 12 s before this decision, at 2026-11-24 11:59:48Z"
+    for step in before["steps"]:
+        step["because"] += said if step["step"] == "2" else ""
+    assert after.pop("directory")
+    assert after == before, "and nothing else changes, the event neither"
 
 
 def test_unknown_names_the_cmdlet() -> None:

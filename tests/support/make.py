@@ -9,7 +9,7 @@ Certificates in DER are issued, never stored; each kind of key is made once a ru
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -17,10 +17,12 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 
 from anontls.facts import (
     Certificate,
+    DirectoryWord,
     InternalTlsCert,
     Phase,
     Queue,
@@ -37,6 +39,7 @@ AS_OF = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 ITC = "0123456789ABCDEF0123456789ABCDEF01234567"
 OTHER = "FEDCBA9876543210FEDCBA9876543210FEDCBA98"
 UNKNOWN = Unknown("not looked at")
+DIRECTORY = DirectoryWord(url="ldaps://dc1.contoso.com", as_of=AS_OF - timedelta(seconds=12), age=12.3456)
 ALL_MECHANISMS = "Tls, Integrated, BasicAuth, BasicAuthRequireTLS, ExchangeServer"
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -178,6 +181,12 @@ def make_der(
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), critical=False)
     digest = None if isinstance(own, ed25519.Ed25519PrivateKey) else hashes.SHA256()
     return builder.sign(own, digest).public_bytes(serialization.Encoding.DER)
+
+
+def pkcs7_of(*certificates: bytes) -> bytes:
+    """These certificates, and nothing that is signed."""
+    loaded = [x509.load_der_x509_certificate(each) for each in certificates]
+    return pkcs7.serialize_certificates(loaded, serialization.Encoding.DER)
 
 
 def make_v1_der() -> bytes:

@@ -20,15 +20,18 @@ from prometheus_client.core import CollectorRegistry, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from anontls.certstore.new import new_internal_certificate
+from anontls.directory.ldap.follow import Status as DirectoryStatus
 from anontls.facts import Certificate, Phase, Scenario
-from anontls.selection import Decision
+from anontls.kerberos.failure import Reason
+from anontls.selection import Decision, select
 from anontls.smtp import Reply
 from anontls.transport import metrics_server
 from anontls.transport.lab import EDGE
-from anontls.transport.metrics import BUCKETS, MOST_CERTIFICATES, Direction, Metrics, Observed, Outcome, families
+from anontls.transport.metrics import BUCKETS, MOST_CERTIFICATES, Direction, Metrics, Observed, Outcome, Proof, families
 from anontls.transport.metrics_server import MetricsServer
 from anontls.transport.node import Node
 from anontls.transport.status import QueueStatus, Status
+from tests.support.make import AS_OF, DIRECTORY, make_facts, make_receive_connector
 from tests.transport.world import World, run
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
@@ -115,6 +118,9 @@ def test_what_is_counted_is_shown(startup: Decision) -> None:
     counted.expired(3)
     counted.notified("delayed")
     counted.event(12015)
+    counted.authenticated("receive", "GSSAPI")
+    counted.authenticated("receive", "GSSAPI", "not-allowed")
+    counted.authenticated("send", "EXCHANGEAUTH", Reason.KDC_UNREACHABLE)
     found = samples(counted, observed())
     assert found["anontls_sessions_total", "receive", "X-ANONYMOUSTLS", "delivered"] == 1
     assert found["anontls_sessions_total", "send", "none", "unreachable"] == 2
@@ -124,6 +130,12 @@ def test_what_is_counted_is_shown(startup: Decision) -> None:
     assert [found["anontls_recipients_total", what] for what in ("deferred", "failed", "expired")] == [2, 1, 3]
     assert found["anontls_notifications_total", "delayed"] == 1
     assert found["anontls_events_total", "12015"] == 1
+    authentications = {key[1:] for key, value in found.items() if key[0] == "anontls_authentications_total" and value}
+    assert authentications == {
+        ("receive", "GSSAPI", "authenticated"),
+        ("receive", "GSSAPI", "not-allowed"),
+        ("send", "EXCHANGEAUTH", "kdc-unreachable"),
+    }
 
 
 def test_series_are_there_before_anything_happens() -> None:
@@ -133,6 +145,7 @@ def test_series_are_there_before_anything_happens() -> None:
             assert found["anontls_sessions_total", direction, "none", outcome] == 0
     assert found["anontls_events_total", "12014"] == 0
     assert found["anontls_notifications_total", "failed"] == 0
+    assert found["anontls_authentications_total", "send", "GSSAPI", "clock-skew"] == 0
 
 
 def test_delays_fall_into_their_buckets() -> None:
@@ -221,6 +234,30 @@ def test_the_internal_transport_certificate_is_shown_however_many_others_there_a
     assert found[1][1] == f"{1:040X}", "then the first to expire"
 
 
+FOLLOWED = DirectoryStatus(
+    url="ldaps://dc1.contoso.com",
+    means="notification",
+    age=12.5,
+    readable=True,
+    reads=7,
+    failures=2,
+    problem=None,
+)
+
+
+def test_the_directory_that_is_followed() -> None:
+    found = samples(Metrics(), observed(directory=FOLLOWED))
+    assert found["anontls_directory_looks_total", "answered"] == 7
+    assert found["anontls_directory_looks_total", "failed"] == 2
+    assert found["anontls_directory_info", "ldaps://dc1.contoso.com", "notification"] == 1
+    assert found[("anontls_directory_age_seconds",)] == 12.5
+    away = msgspec.structs.replace(FOLLOWED, url=None, means=None, readable=False, problem="nobody answers")
+    found = samples(Metrics(), observed(directory=away))
+    assert not [key for key in found if key[0] == "anontls_directory_info"]
+    assert found[("anontls_directory_readable",)] == 0
+    assert not [key for key in samples(Metrics(), observed()) if "directory" in key[0]]
+
+
 def test_an_unknown_end_is_not_shown() -> None:
     unknown = Certificate(thumbprint="A" * 40, services="SMTP", has_private_key=True)
     assert not [key for key in samples(Metrics(), observed(store=(unknown,))) if "certificate" in key[0]]
@@ -278,6 +315,7 @@ def test_every_metric_is_documented_and_every_documented_one_is_there(startup: D
         queues=(queue("DnsConnectorDelivery", Status.READY, 1),),
         messages=1,
         free=1,
+        directory=FOLLOWED,
     )
 
     async def page() -> str:
@@ -297,6 +335,12 @@ def test_every_metric_is_documented_and_every_documented_one_is_there(startup: D
 def test_outcomes_are_documented() -> None:
     cells = re.findall(r"^\| `([a-z-]+)` \| ", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     assert [cell for cell in cells if cell in get_args(Outcome)] == list(get_args(Outcome))
+
+
+def test_outcomes_of_authentications_are_documented() -> None:
+    table = DOCUMENT.read_text(encoding="utf-8").partition("| `outcome` | the authentication |")[2].partition("\n\n")[0]
+    reasons = [reason.name.lower().replace("_", "-") for reason in Reason]
+    assert re.findall(r"^\| `([a-z-]+)` \| ", table, re.MULTILINE) == [*get_args(Proof), *reasons]
 
 
 def test_rules_for_alerts_ask_for_metrics_that_there_are() -> None:
@@ -377,6 +421,43 @@ def test_health_over_http() -> None:
     run(session())
 
 
+def test_the_last_decision_of_each_kind_over_http() -> None:
+    """Whatever names there are, a line stays one of JSON."""
+    hostile = 'x"}\n{"a": "\x1b[31m'
+    counted = Metrics()
+    early, late, other = AS_OF, AS_OF + timedelta(seconds=1), AS_OF + timedelta(seconds=2)
+    connector = make_receive_connector(Identity=hostile)
+    for facts in (
+        make_facts("inbound-anonymous", as_of=early, receive_connector=connector, directory=DIRECTORY),
+        make_facts("inbound-anonymous", as_of=late, receive_connector=connector, directory=DIRECTORY),
+        make_facts("inbound-starttls", as_of=other),
+    ):
+        counted.decided(select(facts))
+
+    async def session() -> None:
+        async with serving(counted=counted) as server:
+            status, headers, body = await fetched(server, "/decisions")
+            assert (status, headers["Content-Type"]) == (200, "application/x-ndjson")
+            assert b"\x1b" not in body
+            first, second = map(msgspec.json.decode, body.splitlines())
+            assert (first["scenario"], first["as_of"]) == ("inbound-starttls", "2026-11-24T12:00:02Z")
+            assert (second["scenario"], second["as_of"]) == ("inbound-anonymous", "2026-11-24T12:00:01Z")
+            assert second["connector"] == hostile
+            assert second["directory"]["url"] == DIRECTORY.url
+            assert second["steps"][2]["because"].endswith("12 s before this decision, at 2026-11-24 11:59:48Z")
+
+    run(session())
+
+
+def test_without_a_decision_there_is_no_line() -> None:
+    async def session() -> None:
+        async with serving() as server:
+            status, _, body = await fetched(server, "/decisions")
+            assert (status, body) == (200, b"")
+
+    run(session())
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/", 404), ("GET", "/metrics/x", 404), ("GET", "/healthy", 404), ("POST", "/metrics", 501)],
@@ -405,7 +486,7 @@ def test_it_looks_in_the_loop_where_nothing_changes_meanwhile() -> None:
     run(session())
 
 
-@pytest.mark.parametrize("path", ["/health", "/metrics"])
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/decisions"])
 def test_a_loop_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr(metrics_server, "PATIENCE", 0.1)
 

@@ -13,11 +13,12 @@ import msgspec
 
 from anontls.cli import Exit, options
 from anontls.cli.asked import Question, asked, known
-from anontls.directory import facts_file, open_organization
+from anontls.directory import facts_file, is_ldap_url, open_organization
 from anontls.directory.facts_file import FaultyCase
 from anontls.errors import UsageError
 from anontls.facts import (
     DeliveryType,
+    DirectoryWord,
     Phase,
     Scenario,
     SessionFacts,
@@ -142,7 +143,11 @@ def command(
             phase=Phase(phase),
             as_of=moment,
         )
-        sessions = list(asked(open_organization(org), question))
+        organization = open_organization(org)
+        sessions = list(asked(organization, question))
+        if is_ldap_url(org):
+            word = DirectoryWord(url=organization.sources[0].file, as_of=options.now(), age=0.0)
+            sessions = [msgspec.structs.replace(session, directory=word) for session in sessions]
         _check_thumbprints(sessions, without, assumptions)
         cases = sessions
     answers: list[Answered] = []

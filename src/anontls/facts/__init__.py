@@ -37,7 +37,7 @@ from anontls.facts.organization import (
     Unplaced,
     connector_for_session,
 )
-from anontls.facts.session import Phase, Scenario, SessionFacts
+from anontls.facts.session import DirectoryWord, Phase, Scenario, SessionFacts
 from anontls.facts.unknown import ABSENT, Unknown, is_null, is_unknown
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "Category",
     "Certificate",
     "DeliveryType",
+    "DirectoryWord",
     "EdgeSubscription",
     "Flags",
     "InternalTlsCert",

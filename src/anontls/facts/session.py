@@ -27,10 +27,19 @@ class Phase(enum.Enum):
     STARTUP = "startup"
 
 
+class DirectoryWord(msgspec.Struct, frozen=True, kw_only=True):
+    """How fresh it is what a directory says; ``age`` is counted by a clock that nobody sets."""
+
+    url: str  # the domain controller
+    as_of: datetime  # when it answered last
+    age: float  # seconds from then to the decision
+
+
 class SessionFacts(msgspec.Struct, frozen=True, kw_only=True):
     """All that one decision may ask about; ``as_of`` (aware) is its "now".
 
-    A connector or queue of ``None`` was not given: whoever asks about it is told that it is not known.
+    A connector or queue of ``None`` was not given: whoever asks about it is told that it is not known.  Without
+    ``directory`` the facts come from elsewhere, or it has never answered.
     """
 
     scenario: Scenario
@@ -42,3 +51,4 @@ class SessionFacts(msgspec.Struct, frozen=True, kw_only=True):
     queue: Queue | None = None
     send_connector: SendConnector | None = None
     receive_connector: ReceiveConnector | None = None
+    directory: DirectoryWord | None = None

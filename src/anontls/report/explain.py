@@ -18,6 +18,7 @@ from anontls.facts import (
 from anontls.report.language import Language, event_text, say, show, texts
 from anontls.report.printable import printable
 from anontls.selection import Decision, Outcome, Question, Result, Step, questions
+from anontls.selection.internal_certificate import freshness
 
 # The configuration naming context, where server objects lie; an Edge server's is in its AD LDS [FACT D 5.5].
 SEARCH = "Get-ADObject -SearchBase (Get-ADRootDSE).configurationNamingContext"
@@ -44,6 +45,15 @@ class Explanation:
 
     def _say(self, key: str, values: Mapping[str, object]) -> str:
         return say(self.language, key, {**self._names, **values})
+
+    @property
+    def as_of(self) -> str:
+        """For which time it was decided, and how fresh the directory's word was."""
+        facts = self.decision.facts
+        told = say(self.language, "word.as-of", {"as_of": facts.as_of})
+        if facts.directory is None:
+            return told
+        return f"{told}; {say(self.language, 'note.directory', freshness(facts.directory))}"
 
     def question(self, step: Step | Question) -> str:
         """What was asked."""

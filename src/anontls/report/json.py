@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from anontls.events import Event
-from anontls.facts import Certificate, Unknown
+from anontls.facts import Certificate, DirectoryWord, Unknown
 from anontls.report.explain import Explanation, connector_name, decision_queue, queue_name
 from anontls.report.language import Language, event_text
 from anontls.selection import Decision, Difference, Step
@@ -40,6 +40,8 @@ def decision_json(decision: Decision, language: Language = "en") -> dict[str, An
     }
     if queue is not None and queue.hypothetical:
         document["hypothetical"] = True
+    if decision.facts.directory is not None:
+        document["directory"] = _directory(decision.facts.directory)
     return document
 
 
@@ -94,6 +96,10 @@ def certificate(chosen: Certificate | None, *, ephemeral: bool = False) -> dict[
         "not_after": fact(chosen.not_after),
         "self_signed": fact(chosen.is_self_signed),
     }
+
+
+def _directory(word: DirectoryWord) -> dict[str, Any]:
+    return {"url": word.url, "as_of": time(word.as_of), "age": round(word.age, 3)}
 
 
 def _step(step: Step, explanation: Explanation) -> dict[str, Any]:

@@ -290,7 +290,7 @@ class Picture:
 
     def _head(self, title: str) -> None:
         head = Block(WIDTH - 2 * MARGIN).add(title, "title").add(self.explanation.headline, "headline", space=4)
-        head.add(self.say("word.as-of", as_of=self.decision.as_of), "small", space=2)
+        head.add(self.explanation.as_of, "small", space=2)
         self.boxes.append(head.svg(MARGIN, self.y))
         self.y += head.height + 20
 

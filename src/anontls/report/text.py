@@ -29,7 +29,7 @@ def explained(decision: Decision, language: Language, *, width: int = 100, detai
         colour = "yellow"
     lines = [
         click.style(explanation.headline, fg=colour, bold=True),
-        say(language, "word.as-of", {"as_of": decision.as_of}),
+        explanation.as_of,
         "",
     ]
     for step in decision.steps:

@@ -9,7 +9,9 @@ A service start has no session and no connector: these three are then the whole 
 
 from __future__ import annotations
 
-from anontls.facts import ABSENT, Phase, Unknown, is_null, is_unknown
+import msgspec
+
+from anontls.facts import ABSENT, DirectoryWord, Phase, Unknown, is_null, is_unknown
 from anontls.selection.decision import Result, Step
 from anontls.selection.procedure import Question, Questions, Search
 
@@ -19,6 +21,24 @@ THUMBPRINT = "InternalTransportCertificateThumbprint"
 
 def attribute_named(search: Search) -> Step:
     """Step 2."""
+    word = search.facts.directory
+    return _named(search) if word is None else _dated(_named(search), word)
+
+
+def _dated(step: Step, word: DirectoryWord) -> Step:
+    """An answer of a directory that changes while sessions are decided on: how fresh it was belongs to it."""
+    notes = step.values.get("notes", ())
+    assert isinstance(notes, tuple)
+    values = {**step.values, **freshness(word), "notes": (*notes, "directory")}
+    return msgspec.structs.replace(step, values=values)
+
+
+def freshness(word: DirectoryWord) -> dict[str, object]:
+    """What a sentence can say of it."""
+    return {"url": word.url, "answered": word.as_of, "age": round(word.age)}
+
+
+def _named(search: Search) -> Step:
     facts = search.facts
     attribute = facts.internal_tls_cert
     if attribute.names is not None:

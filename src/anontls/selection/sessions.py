@@ -10,6 +10,7 @@ import msgspec
 from anontls.facts import (
     ABSENT,
     SMTP_QUEUES_OF_A_MAILBOX_SERVER,
+    DirectoryWord,
     InternalTlsCert,
     Organization,
     Phase,
@@ -39,6 +40,7 @@ def session_facts(
     queue: Queue | None = None,
     send_connector: SendConnector | None = None,
     receive_connector: ReceiveConnector | None = None,
+    directory: DirectoryWord | None = None,
 ) -> SessionFacts:
     """The facts of one session of ``server``."""
     return SessionFacts(
@@ -51,6 +53,7 @@ def session_facts(
         queue=queue,
         send_connector=send_connector,
         receive_connector=receive_connector,
+        directory=directory,
     )
 
 

@@ -34,6 +34,7 @@ from anontls.kerberos.failure import KerberosFailed, Reason
 from anontls.smtp import ClientSession, Reply, ServerSession, exchange, exchange_auth
 from anontls.smtp.events import Authenticate, Authenticated, ServerEvent
 from anontls.tls import BindingUndefined, TlsPump, exporter, protocol, server_end_point
+from anontls.transport.metrics import Metrics, Proof
 
 if TYPE_CHECKING:
     from anontls.transport.node import Node
@@ -47,14 +48,15 @@ MAX_TOKEN = (
 
 
 class Authentication:
-    """How a node authenticates: its Kerberos, and what its configuration says about it.
+    """How a node authenticates: its Kerberos, what its configuration says about it, and where it is counted.
 
     Raises:
         UsageError: the keytab cannot be used, the realm is not known, or the library is not installed.
     """
 
-    def __init__(self, settings: Settings, base: Path, server: Server) -> None:
+    def __init__(self, settings: Settings, base: Path, server: Server, metrics: Metrics | None = None) -> None:
         self.settings = settings
+        self.metrics = metrics or Metrics()
         realm = self.realm(server)
         if not realm:
             raise UsageError(f"kerberos.realm: the FQDN of {server.name} is not known, so neither is its realm")
@@ -199,7 +201,7 @@ class Inbound:
             if event.mechanism == "EXCHANGEAUTH":
                 return self._exchange_auth(self._acceptor, event.initial or b"", binding or b"")
         except KerberosFailed as e:
-            return self._failed(str(e))
+            return self._failed(str(e), e.reason)
         return self.session.continue_authentication(b"") if event.initial is None else self.respond(event.initial)
 
     def respond(self, token: bytes) -> list[ServerEvent]:
@@ -212,7 +214,7 @@ class Inbound:
             if token:
                 raise KerberosFailed(Reason.MALFORMED, "a token behind the last one")
         except KerberosFailed as e:
-            return self._failed(str(e))
+            return self._failed(str(e), e.reason)
         return self._proved(acceptor)
 
     def _exchange_auth(self, acceptor: Acceptor, token: bytes, binding: bytes) -> list[ServerEvent]:
@@ -236,11 +238,15 @@ class Inbound:
         if why is None and not rights and connector.lets_in("ExchangeUsers") is not True:
             why = "the connector lets no Exchange servers in" if acceptor.bound else "a server has no rights in clear"
         if why is not None:
-            return self._failed(why, exchange.AUTHENTICATION_UNSUCCESSFUL)
+            return self._failed(why, "not-allowed", exchange.AUTHENTICATION_UNSUCCESSFUL)
         self.tell(acceptor.peer, "authenticated")  # [FACT O 4.3]
+        self.node.metrics.authenticated("receive", self._mechanism)
         return self.session.authenticated(acceptor.peer, exchange_server=rights, token=token)
 
-    def _failed(self, why: str, reply: Reply = exchange.TEMPORARY_AUTHENTICATION_FAILURE) -> list[ServerEvent]:
+    def _failed(
+        self, why: str, outcome: Proof | Reason, reply: Reply = exchange.TEMPORARY_AUTHENTICATION_FAILURE
+    ) -> list[ServerEvent]:
+        self.node.metrics.authenticated("receive", self._mechanism, outcome)
         mechanism = MECHANISMS.get(self._mechanism, self._mechanism)
         self.tell("", f"Inbound {mechanism} failed because of {why}")
         values = {"error": why, "mechanism": mechanism, "address": self.session.peer}
@@ -344,9 +350,11 @@ class Outbound:
             initiator.verify(exchange_auth.signed(self._binding, first, answer), signature)
         if not initiator.complete:
             raise KerberosFailed(Reason.NOT_MUTUAL, "235 before the server has proved what it is")
+        self._authentication.metrics.authenticated("send", self.mechanism)
 
     def event(self, error: KerberosFailed, address: str) -> Event:
-        """The event of a failure: 2016 where credentials of our own are missing, else 2017."""
+        """The event of a failure, which is counted: 2016 where credentials of our own are missing, else 2017."""
+        self._authentication.metrics.authenticated("send", self.mechanism, error.reason)
         values = {
             "error": str(error),
             "mechanism": MECHANISMS[self.mechanism],

@@ -20,6 +20,7 @@ from anontls.delivery.notification import Action
 from anontls.directory.ldap.follow import Status
 from anontls.events import CATALOGUE
 from anontls.facts import Certificate, DeliveryType, Scenario
+from anontls.kerberos.failure import Reason
 from anontls.selection import Decision
 from anontls.selection.decision import Result
 from anontls.smtp import Reply
@@ -43,6 +44,12 @@ Outcome = Literal[
     "lost",  # the connection broke in the middle of a message
     "protocol-error",  # the peer does not speak SMTP, or made too many errors
 ]
+Mechanism = Literal["GSSAPI", "EXCHANGEAUTH"]
+#: How an authentication by Kerberos ended, beside the reasons why one fails.
+Proof = Literal[
+    "authenticated",
+    "not-allowed",  # received: the peer has proved what it is, and that has no rights here
+]
 Settled = Literal["delivered", "deferred", "failed", "expired"]
 VERBS = ("X-ANONYMOUSTLS", "STARTTLS", "none")
 
@@ -62,6 +69,9 @@ class Metrics:
         sessions = product(get_args(Direction), VERBS, get_args(Outcome))
         self.sessions: dict[tuple[Direction, str, Outcome], int] = _zeros(sessions)
         self.decisions: dict[tuple[Scenario, str, Result], int] = _zeros(())
+        self.last_decisions: dict[tuple[Scenario, str, Result], Decision] = {}  # of each of these
+        authentications = product(get_args(Direction), get_args(Mechanism), (*get_args(Proof), *Reason))
+        self.authentications: dict[tuple[Direction, str, Proof | Reason], int] = _zeros(authentications)
         self.messages = 0
         self.octets = 0
         self.recipients: dict[Settled, int] = _zeros(get_args(Settled))
@@ -76,7 +86,13 @@ class Metrics:
 
     def decided(self, decision: Decision) -> None:
         """A selection was made."""
-        self.decisions[decision.facts.scenario, decision.last.step, decision.result] += 1
+        key = decision.facts.scenario, decision.last.step, decision.result
+        self.decisions[key] += 1
+        self.last_decisions[key] = decision
+
+    def authenticated(self, direction: Direction, mechanism: str, outcome: Proof | Reason = "authenticated") -> None:
+        """An authentication by Kerberos has come to its end; ``mechanism`` is one that was offered."""
+        self.authentications[direction, mechanism, outcome] += 1
 
     def accepted(self, octets: int) -> None:
         """A message was taken with 250."""
@@ -158,7 +174,7 @@ def families(counted: Metrics, seen: Observed) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     for kind, rows in (
-        (CounterMetricFamily, _counters(counted)),
+        (CounterMetricFamily, (*_counters(counted), _looks(seen))),
         (GaugeMetricFamily, (*_gauges(seen), *_queue(seen), *_directory(seen))),
     ):
         for name, text, labels, values in rows:
@@ -192,6 +208,12 @@ def _counters(counted: Metrics) -> Iterable[Row]:
             ("scenario", "last_step", "result"),
             counted.decisions,
         ),
+        (
+            "anontls_authentications_total",
+            "Authentications by Kerberos that came to an end.",
+            ("direction", "mechanism", "outcome"),
+            {(*key, _label(outcome)): value for (*key, outcome), value in counted.authentications.items()},
+        ),
         ("anontls_events_total", "Events raised, also those not written again.", ("id",), single(counted.events)),
         ("anontls_accepted_messages_total", "Messages acknowledged with 250.", (), {(): counted.messages}),
         ("anontls_accepted_bytes_total", "Octets of these messages.", (), {(): counted.octets}),
@@ -210,13 +232,30 @@ def _counters(counted: Metrics) -> Iterable[Row]:
     )
 
 
+def _label(outcome: Proof | Reason) -> str:
+    return outcome.name.lower().replace("_", "-") if isinstance(outcome, Reason) else outcome
+
+
+def _looks(seen: Observed) -> Row:
+    directory = seen.directory
+    looks = {} if directory is None else {("answered",): directory.reads, ("failed",): directory.failures}
+    return "anontls_directory_looks_total", "Looks at the directory that is followed.", ("result",), looks
+
+
 def _directory(seen: Observed) -> Iterable[Row]:
     directory = seen.directory
+    info = {} if directory is None or directory.url is None else {(directory.url, directory.means): 1}
     age = {} if directory is None or directory.age is None else {(): directory.age}
     readable = {} if directory is None else {(): float(directory.readable)}
     return (
         ("anontls_directory_age_seconds", "Since the directory was last known to say what serves.", (), age),
         ("anontls_directory_readable", "0 when its certificates count as not to be read.", (), readable),
+        (
+            "anontls_directory_info",
+            "The domain controller that answers, and how word of changes comes; always 1.",
+            ("url", "means"),
+            info,
+        ),
     )
 
 

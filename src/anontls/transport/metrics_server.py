@@ -1,4 +1,4 @@
-"""``/metrics`` for Prometheus and ``/health`` over HTTP, in threads beside the event loop."""
+"""``/metrics`` for Prometheus, ``/health`` and ``/decisions`` over HTTP, in threads beside the event loop."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from anontls.report.json import decision_json, encode
+from anontls.selection import Decision
 from anontls.transport.metrics import Metrics, Observed, families
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ TICK = 0.25  # seconds between two looks at the clock of requests
 
 
 class MetricsServer:
-    """``/metrics`` and ``/health`` in a thread of their own; made in the event loop.
+    """``/metrics``, ``/health`` and ``/decisions`` in a thread of their own; made in the event loop.
 
     ``observe`` is called in the loop.  There is no authentication: the address should be one of this machine.
 
@@ -88,6 +90,16 @@ class MetricsServer:
             "warnings": seen.warnings,
         }
         return 503 if seen.reasons else 200, "application/json", msgspec.json.encode(document)
+
+    def decisions(self) -> tuple[int, str, bytes]:
+        """A line for each way in which selections have ended: the last of them, the newest first.
+
+        In a request's thread.
+        """
+        last: list[Decision] = self._in_loop(lambda: list(self._metrics.last_decisions.values()))
+        last.sort(key=lambda decision: decision.as_of, reverse=True)
+        lines = "".join(f"{encode(decision_json(decision))}\n" for decision in last)
+        return 200, "application/x-ndjson", lines.encode()
 
     def _in_loop(self, look: Callable[[], Any]) -> Any:
         """What ``look`` sees.
@@ -165,7 +177,8 @@ class _Request(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         owner = cast("_Server", self.server).owner
-        page = {"/metrics": owner.metrics, "/health": owner.health}.get(self.path.partition("?")[0])
+        pages = {"/metrics": owner.metrics, "/health": owner.health, "/decisions": owner.decisions}
+        page = pages.get(self.path.partition("?")[0])
         if page is None:
             self.send_error(404)
             return

@@ -35,6 +35,7 @@ from anontls.tls import client_context, server_context
 from anontls.transport.metrics import Metrics
 
 if TYPE_CHECKING:
+    from anontls.directory.ldap.follow import Follower
     from anontls.transport.authentication import Authentication
 
 
@@ -49,7 +50,7 @@ class Node:
     """What all sessions of one server share.
 
     ``organization`` and ``server`` are replaced whole by :meth:`take`; a session decides on what is there when it asks.
-    ``now`` is the clock.  Without ``authentication`` there is no Kerberos.
+    ``now`` is the clock.  Without ``authentication`` there is no Kerberos, without ``follower`` no directory is followed.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Node:
         rules: Rules = DEFAULT,
         metrics: Metrics | None = None,
         authentication: Authentication | None = None,
+        follower: Follower | None = None,
     ) -> None:
         self.store = store
         self.events = events
@@ -69,6 +71,7 @@ class Node:
         self.rules = rules
         self.metrics = metrics or Metrics()
         self.authentication = authentication
+        self.follower = follower
         self._ephemeral: OwnCertificate | None = None
         self._read: Store | None = None  # the store that the next two are about
         self._usable = Store(())
@@ -124,6 +127,7 @@ class Node:
             queue=queue,
             send_connector=send_connector,
             receive_connector=receive_connector,
+            directory=None if self.follower is None else self.follower.word,
         )
         decision = select(msgspec.structs.replace(facts, store=self._store()), self.rules)
         if decision.certificate is not None and not self.load(decision.certificate):

@@ -96,8 +96,9 @@ class Service:
         metrics = Metrics()
         events = Events(server.name, tuple(sinks), now, raised=metrics.event)
         self.certificates = store
-        kerberos = Authentication(config.kerberos, base, server) if config.kerberos.wanted else None
-        self.node = Node(organization, server, store, events, now, config.selection_rules, metrics, kerberos)
+        kerberos = Authentication(config.kerberos, base, server, metrics) if config.kerberos.wanted else None
+        rules = config.selection_rules
+        self.node = Node(organization, server, store, events, now, rules, metrics, kerberos, self.follower)
         self.receive_log = self._log(Direction.RECEIVE)
         self.send_log = self._log(Direction.SEND)
         self.delivery: Delivery | None = None  # from the start on
@@ -161,9 +162,13 @@ class Service:
             with suppress(UsageError):  # a connector that is gone goes on until the next reload, which says so
                 receiver.connector = receive_connector(server, receiver.connector.identity)
         if isinstance(self.delivery, QueueDelivery):
-            self.delivery.dispatcher.reroute()
+            try:
+                self.delivery.dispatcher.reroute()
+            except UsageError as e:  # what the configuration names is gone, so that mail for it waits
+                self._complain(f"the directory has changed: {e}")
         # For health: whether there is a certificate now.  The events of a start belong to the start.
-        facts = session_facts(server, Scenario.INBOUND_ANONYMOUS, self.now(), phase=Phase.STARTUP)
+        word = self.follower.word if self.follower is not None else None
+        facts = session_facts(server, Scenario.INBOUND_ANONYMOUS, self.now(), phase=Phase.STARTUP, directory=word)
         self._startup = select(msgspec.structs.replace(facts, store=self.node.store.store()), self.node.rules)
         self._loaded = self.now()
 
@@ -282,8 +287,11 @@ class Service:
                 ) from None
             self._say("metrics and health at http://{}:{}".format(*self._metrics.address))
         if self.follower is not None:
-            if self.follower.status.problem is not None:
-                self._say(f"the directory does not answer: {self.follower.status.problem}")
+            status = self.follower.status
+            if status.problem is not None:
+                self._say(f"the directory does not answer: {status.problem}")
+            else:
+                self._say(f"the directory is read from {status.url}")
             self.follower.start(self._directory_changed, self._say)
         self._task(self._flush_logs())
 

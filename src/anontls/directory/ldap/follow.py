@@ -22,7 +22,7 @@ from anontls.directory.ldap import FIRST_REST, LONGEST_REST, LdapDirectory, obje
 from anontls.directory.ldap.connection import AccountRefused, Connection, LdapSettings
 from anontls.directory.ldap.notification import Means, Notification
 from anontls.errors import AnontlsError, Unreachable
-from anontls.facts import ATTRIBUTE_ABSENT, InternalTlsCert, Organization, Server, is_unknown
+from anontls.facts import ATTRIBUTE_ABSENT, DirectoryWord, InternalTlsCert, Organization, Server, is_unknown
 
 INTERVAL: Final = 60.0  # seconds between two looks at what has changed
 GRACE: Final = 3600.0  # seconds that the last known value serves
@@ -91,6 +91,7 @@ class Follower:
         self._because: str | None = "the directory has not been read"  # why the attribute cannot be read
         self.organization = self._serving(self._known)  #: what serves now
         self.as_of: datetime | None = None  #: when the directory was last known to say so
+        self._answered_by = ""
         self._fresh = 0.0
         self._reads = self._failures = 0
         self._last = _Look(0.0, now())
@@ -157,6 +158,12 @@ class Follower:
         return None if self.as_of is None else max(self._clock() - self._fresh, 0.0)
 
     @property
+    def word(self) -> DirectoryWord | None:
+        """How fresh it is what serves; ``None``: the directory has not been read yet."""
+        as_of, age = self.as_of, self.age
+        return None if as_of is None or age is None else DirectoryWord(url=self._answered_by, as_of=as_of, age=age)
+
+    @property
     def status(self) -> Status:
         return Status(
             url=self._last.url,
@@ -185,7 +192,7 @@ class Follower:
         if look.url != last.url:
             self._say(f"the directory is read from {look.url}")
         self._reads += 1
-        self._fresh, self.as_of = look.began, look.at
+        self._fresh, self.as_of, self._answered_by = look.began, look.at, look.url or ""
         if look.organization is None and self._because is None:
             return
         self._because = None

@@ -77,6 +77,7 @@ TEXTS: dict[str, str] = {
     "because.6.expired": "abgelaufen am {not_after}, vor {days} Tagen; es wird trotzdem angekündigt",
     "because.6.expired-withdrawn": "abgelaufen am {not_after}, vor {days} Tagen; STARTTLS wird zurückgezogen (Regel expired-starttls)",
     "note.one-value": "dass beides ein Verzeichniswert ist, ist unsere Lesart",
+    "note.directory": "das Verzeichnis ({url}) hat zuletzt {age} s vor dieser Entscheidung geantwortet: {answered}",
     "note.dashes": "der Artikel nennt eine Eigenschaft; dass ein Adressraum zählt, ist unsere Lesart",
     "note.wildcard": "ein Platzhalter steht für genau eine Bezeichnung ganz links (unsere Lesart)",
     "note.valid-apart": "sein Status {status} zählt als gültig, weil Datum und Sperrung nicht zählen (unsere Lesart)",

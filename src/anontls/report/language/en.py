@@ -76,6 +76,7 @@ TEXTS: dict[str, str] = {
     "because.6.expired": "expired on {not_after}, {days} days ago; it is advertised all the same",
     "because.6.expired-withdrawn": "expired on {not_after}, {days} days ago; STARTTLS is withdrawn (rule expired-starttls)",
     "note.one-value": "that both are one directory value is our reading",
+    "note.directory": "the directory ({url}) last answered {age} s before this decision, at {answered}",
     "note.dashes": "the article names one property; that an address space counts is our reading",
     "note.wildcard": "a wildcard stands for one leftmost label (our reading)",
     "note.valid-apart": "its Status {status} counts as valid, since date and revocation do not (our reading)",
