@@ -8,13 +8,16 @@ READY_AD := $(VENV)/.installed-ad
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench docs format lock clean
+.PHONY: help demo lab test soak bench docs format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: $(READY) ## two servers on loopback, one message over X-ANONYMOUSTLS, everything explained
 	$(BIN)/anontls demo
+
+lab: $(READY_AD) ## Active Directory, two Mailbox servers and an Edge server on loopback, and what to break; root, LAB=folder keeps it, TOUR=1 asks nothing
+	$(BIN)/python -m lab $(if $(LAB),--folder '$(LAB)') $(if $(TOUR),--tour)
 
 test: $(READY_AD) ## format, lint, types, import contracts, tests: what CI runs
 	$(BIN)/ruff format --check
