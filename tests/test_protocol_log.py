@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anontls.facts import Certificate
-from anontls.protocol_log import FIELDS, Direction, Mark, ProtocolLog
+from anontls.protocol_log import FIELDS, FLUSH_AT, Direction, Mark, ProtocolLog
 from tests.certstore.make import make
 
 START = datetime(2026, 6, 1, 12, 30, 15, 123456, tzinfo=UTC)
@@ -261,11 +261,12 @@ def test_lines_are_gathered(tmp_path: Path) -> None:
     session = log.session("a", "b", "", "c")
     session.add(Mark.CONNECT)
     assert names(tmp_path) == []
-    session.add(Mark.RECEIVED, "x" * 70_000)
+    for _ in range(FLUSH_AT - 1):
+        session.add(Mark.RECEIVED, "x")
     assert names(tmp_path) == ["RECV2026060112-1.LOG"]
     log.flush()
     log.flush()
-    assert len(rows(next(tmp_path.iterdir()))) == 2
+    assert len(rows(next(tmp_path.iterdir()))) == FLUSH_AT
 
 
 def test_a_folder_that_goes_away_is_made_again(tmp_path: Path) -> None:

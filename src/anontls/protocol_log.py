@@ -16,7 +16,7 @@ from anontls.facts import Certificate, is_unknown
 FIELDS = "date-time,connector-id,session-id,sequence-number,local-endpoint,remote-endpoint,event,data,context"
 VERSION = "15.0.0.0"  # what real files say, whatever the build [FACT O 4.1]
 ROW_CONTEXT = " certificate Subject Issuer name Serial number Thumbprint Not before Not after Subject alternate names"
-FLUSH_AT = 64 * 1024  # octets gathered before a write
+FLUSH_AT = 512  # lines gathered before a write, most of them of about 100 octets
 HOUR = "%Y%m%d%H"  # of the file names [FACT O 4.1]
 
 
@@ -76,41 +76,29 @@ class ProtocolLog:
         self.layout = layout
         self._now = now
         self._limits = (max_file_size, max_directory_size, max_age)
-        self._lines: list[str] = []
-        self._waiting = 0
+        self.lines: list[str] = []  #: gathered, for :meth:`flush`
+        self.stamp = ""  #: the time of a line that is written before the monotonic clock shows ``stamp_until``
+        self.stamp_until = 0.0
         self._file: Path | None = None
         self._hour = ""
         self._size = 0
-        self._stamp = ""
-        self._stamp_until = 0.0
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def session(self, connector: str, session_id: str, local: str, remote: str) -> SessionLog:
         """The log of one session."""
         return SessionLog(self, connector, session_id, local, remote)
 
-    def stamp(self) -> str:
-        """The time of a line.  A session writes several in the millisecond that the text shows: it is made once."""
-        tick = monotonic()
-        if tick >= self._stamp_until:
-            self._stamp_until = tick + 0.001
-            self._stamp = _time(self._now())
-        return self._stamp
-
-    def write(self, line: str) -> None:
-        """Add a line."""
-        self._lines.append(line)
-        self._waiting += len(line)
-        if self._waiting >= FLUSH_AT:
-            self.flush()
+    def renew_stamp(self, tick: float) -> None:
+        """Look at the clock again: sessions write many lines in the millisecond that their time shows."""
+        self.stamp_until = tick + 0.001
+        self.stamp = _time(self._now())
 
     def flush(self) -> None:
         """Write what was gathered; a full disk loses log lines, never mail."""
-        if not self._lines:
+        if not self.lines:
             return
-        data = "".join(self._lines).encode("utf-8", "replace")
-        self._lines.clear()
-        self._waiting = 0
+        data = "".join(self.lines).encode("utf-8", "replace")
+        self.lines.clear()
         with contextlib.suppress(OSError):
             self._append(data)
 
@@ -159,33 +147,45 @@ class ProtocolLog:
 class SessionLog:
     """The lines of one session, numbered."""
 
-    __slots__ = ("_log", "_prefix", "_sequence", "local", "remote")
+    __slots__ = ("_log", "_prefix", "_remote", "_sequence", "_way")
 
     def __init__(self, log: ProtocolLog, connector: str, session_id: str, local: str, remote: str) -> None:
         self._log = log
         self._prefix = f"{_field(connector)},{session_id},"
         self._sequence = 0
-        self.local = local
-        self.remote = remote
+        self._remote = remote
+        self.local(local)
+
+    def local(self, endpoint: str) -> None:
+        """From now on this is the address here."""
+        self._way = f",{endpoint},{self._remote},"
 
     def add(self, mark: str, data: str = "", context: str = "") -> None:
         """One line; ``mark`` is a `Mark`, or its text."""
-        log = self._log
-        log.write(
-            f"{log.stamp()},{self._prefix}{self._sequence},{self.local},{self.remote},{mark},{_field(data)},{_field(context)}\r\n"
-        )
-        self._sequence += 1
+        self._line(mark, _field(data), _field(context))
 
     def dialogue(self, mark: str, data: bytes) -> None:
         """A command, or a reply with all its lines: in one row, or a row each [FACT O 4.2]."""
         text = data.decode("utf-8", "replace")
-        if "\r\n" not in text:
+        if text.isprintable() and "," not in text and '"' not in text:  # nearly always: as `add` would write it
+            self._line(mark, text, "")
+        elif "\r\n" not in text:
             self.add(mark, text)
         elif self._log.layout == "rows":
             for line in text.split("\r\n"):
                 self.add(mark, line)
         else:
             self.add(mark, f"{text[:3]}  " + " ".join(line[4:] for line in text.split("\r\n")))
+
+    def _line(self, mark: str, data: str, context: str) -> None:
+        log, sequence = self._log, self._sequence
+        tick = monotonic()
+        if tick >= log.stamp_until:
+            log.renew_stamp(tick)
+        log.lines.append(f"{log.stamp},{self._prefix}{sequence}{self._way}{mark},{data},{context}\r\n")
+        self._sequence = sequence + 1
+        if len(log.lines) >= FLUSH_AT:
+            log.flush()
 
     def information(self, data: str = "", context: str = "") -> None:
         """A line of the program's own."""

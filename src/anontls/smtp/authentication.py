@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import Final
 
 from anontls.smtp import exchange
@@ -126,8 +127,8 @@ class AuthenticatingServer(Receiving):
         return None if verb in self._allowed else exchange.BAD_SEQUENCE
 
     def _authentication_line(self, line: bytes, events: list[ServerEvent]) -> None:
-        if self._trace:
-            self._trace("<", _TOKEN[1:])
+        if self.trace:
+            self.trace("<", _TOKEN[1:])
         data = None if line == b"*" else _decode(line)
         if data is None:
             self._go("cancelled")
@@ -145,8 +146,8 @@ class AuthenticatingServer(Receiving):
 
     def _say(self, head: bytes, token: bytes) -> None:
         self._out.append(head + base64.b64encode(token) + b"\r\n")
-        if self._trace:
-            self._trace(">", head[:3] + _TOKEN)
+        if self.trace:
+            self.trace(">", head[:3] + _TOKEN)
 
 
 class AuthenticatingClient(ABC):
@@ -212,7 +213,12 @@ class AuthenticatingClient(ABC):
         """A reply as traces get it."""
         if reply.code == 334 or (reply.code == 235 and self._auth_variant is not None):
             return b"%d" % reply.code + _TOKEN
-        return reply.encode()[:-2]
+        return _line(reply)
+
+
+@lru_cache(maxsize=256)  # a server says the same few things to every message
+def _line(reply: Reply) -> bytes:
+    return reply.encode()[:-2]
 
 
 def without_token(verb: str, line: bytes) -> bytes:

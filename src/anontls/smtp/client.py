@@ -92,6 +92,7 @@ class ClientSession(AuthenticatingClient):
         self._reader = ReplyReader()
         self._wanted: deque[tuple[_Wants, Message | None]] = deque([(_Wants.GREETING, None)])
         self._out: list[bytes] = []
+        self._size = 0  # octets in it
         self._queue: deque[Message] = deque()
         self._current: Message | None = None  # not sent whole yet
         self._writing: Iterator[tuple[bytes, bool]] | None = None  # its content: the rest, and whether it is the last
@@ -150,6 +151,7 @@ class ClientSession(AuthenticatingClient):
         if self.state is ClientState.READY:
             self._pump()
         out = self._out
+        self._size = 0
         if len(out) == 1:
             return out.pop()
         data = b"".join(out)
@@ -221,8 +223,7 @@ class ClientSession(AuthenticatingClient):
     def _pump(self) -> None:
         """Put out what may be sent now, up to about OUTPUT_SLICE."""
         pipelining = self._pipelining
-        budget = OUTPUT_SLICE - sum(map(len, self._out))
-        while budget > 0:
+        while self._size < OUTPUT_SLICE:
             message = self._current
             if message is None:
                 if self._wanted and (not pipelining or len(self._unsettled) >= self.settings.window):
@@ -241,10 +242,8 @@ class ClientSession(AuthenticatingClient):
                         return
                 message = self._current = self._queue.popleft()
                 self._unsettled.append(message)
-            before = len(self._out)
             if not self._advance(message, pipelining):
                 return
-            budget -= sum(map(len, self._out[before:]))
 
     def _advance(self, message: Message, pipelining: bool) -> bool:
         """Send the next part of a message; false when an answer is awaited first."""
@@ -304,6 +303,7 @@ class ClientSession(AuthenticatingClient):
             self._want(_Wants.END, message)
         if piece:
             self._out.append(piece)
+            self._size += len(piece)
         if last:
             self._sent(message)
 
@@ -316,6 +316,7 @@ class ClientSession(AuthenticatingClient):
         self, line: bytes, wants: _Wants, message: Message | None = None, *, shown: bytes | None = None
     ) -> None:
         self._out.append(line + b"\r\n")
+        self._size += len(line) + 2
         self._want(wants, message)
         if self._trace:
             self._trace(">", line if shown is None else shown)

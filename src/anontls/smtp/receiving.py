@@ -84,7 +84,7 @@ class Receiving(ABC):
         self.state, self._allowed, self._reading = _STEPS[ServerState.CONNECTED]
         self.errors = 0
         self._fruitless = 0  # commands since a message was accepted that are no errors and move nothing
-        self._trace = trace
+        self.trace = trace
         self._offered: frozenset[str] = frozenset()  # keywords of our EHLO answer
         self._data = b""  # received; what stands before _at is done
         self._at = 0
@@ -229,8 +229,8 @@ class Receiving(ABC):
             self._close(events, f"a line of more than {MAX_SKIPPED_LINE} octets", exchange.TOO_MANY_ERRORS)
         elif end >= 0:
             self._line_skipped = 0
-            if self._trace:
-                self._trace("<", b"<line too long>")
+            if self.trace:
+                self.trace("<", b"<line too long>")
             self._fault(exchange.LINE_TOO_LONG, events)
             if self.state is ServerState.CHALLENGED:
                 self._go("cancelled")
@@ -326,10 +326,13 @@ class Receiving(ABC):
             raise LocalProtocolError(f"{what} while waiting for {self.state.value}") from None
 
     def _reply(self, reply: Reply) -> None:
-        encoded = reply.encode()
+        self._put(reply.encode())
+
+    def _put(self, encoded: bytes) -> None:
+        """A whole reply, as it is sent."""
         self._out.append(encoded)
-        if self._trace:
-            self._trace(">", encoded[:-2])
+        if self.trace:
+            self.trace(">", encoded[:-2])
 
     def _fault(self, reply: Reply, events: list[ServerEvent]) -> None:
         """Answer an error of the peer, and close when it makes too many."""

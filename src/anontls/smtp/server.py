@@ -56,7 +56,7 @@ class ServerSession(AuthenticatingServer):
     """One receiving session.  Only RemoteProtocolError may escape `receive`, whatever the bytes.
 
     ``recipient`` (and ``sender``) answer a path: None accepts with Exchange's text.  ``trace`` hears each line as
-    ``("<" or ">", line)`` without its CRLF, tokens of an authentication left out.
+    ``("<" or ">", line)`` without its CRLF, tokens of an authentication left out; it may be replaced at any time.
 
     ``exchange_server`` is the right to relay to any recipient.  The session never sets it; TLS and every EHLO or HELO
     take it away, because it was given to a name and a channel.
@@ -153,8 +153,8 @@ class ServerSession(AuthenticatingServer):
         method = _PATHS.get(text[:5])
         if method is None:
             verb = text.partition(" ")[0].upper()
-            if self._trace:
-                self._trace("<", without_token(verb, line))
+            if self.trace:
+                self.trace("<", without_token(verb, line))
             if not text.isprintable():  # NUL, a bare CR or LF, a tab: what one server skips, the next may obey
                 self._fault(exchange.ILLEGAL_CHARACTER, events)
                 return
@@ -162,8 +162,8 @@ class ServerSession(AuthenticatingServer):
             if method is None:
                 self._fault(exchange.UNRECOGNIZED_COMMAND, events)
                 return
-        elif self._trace:
-            self._trace("<", line)
+        elif self.trace:
+            self.trace("<", line)
         try:
             method(self, text, events)
         except SyntaxFault as fault:
@@ -181,8 +181,8 @@ class ServerSession(AuthenticatingServer):
                 return line.decode()
             except UnicodeDecodeError:
                 reply = exchange.ILLEGAL_CHARACTER
-        if self._trace:
-            self._trace("<", line)
+        if self.trace:
+            self.trace("<", line)
         self._refuse_command(reply, events)
         return ""
 
@@ -236,10 +236,10 @@ class ServerSession(AuthenticatingServer):
             return
         self._envelope, self._follow_ups = envelope, False
         self._go("MAIL")
-        if answer is None and not self._trace:
-            self._out.append(_SENDER_OK)
+        if answer is None:
+            self._put(_SENDER_OK)
         else:
-            self._reply(answer or exchange.SENDER_OK)
+            self._reply(answer)
 
     def _rcpt(self, text: str, events: list[ServerEvent]) -> None:
         envelope = self._envelope
@@ -261,10 +261,10 @@ class ServerSession(AuthenticatingServer):
         envelope.recipients.append(recipient)
         if self.state is not _RCPT:
             self._go("RCPT")
-        if answer is None and not self._trace:
-            self._out.append(_RECIPIENT_OK)
+        if answer is None:
+            self._put(_RECIPIENT_OK)
         else:
-            self._reply(answer or exchange.RECIPIENT_OK)
+            self._reply(answer)
 
     def _data_command(self, text: str, events: list[ServerEvent]) -> None:
         if self._at < len(self._data):
@@ -287,10 +287,7 @@ class ServerSession(AuthenticatingServer):
         self._dots.begin()
         self._size, self._drained, self._refusal = 0, 0, None
         events.append(MessageBegins(envelope))
-        if self._trace:
-            self._reply(exchange.START_MAIL_INPUT)
-        else:
-            self._out.append(_START_MAIL_INPUT)
+        self._put(_START_MAIL_INPUT)
 
     def _bdat(self, text: str, events: list[ServerEvent]) -> None:
         words = text.upper().split()

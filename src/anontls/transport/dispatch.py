@@ -35,6 +35,7 @@ from anontls.transport.send import NextHop, OutboundSession, SessionFailed
 from anontls.transport.session_queue import SessionQueue
 from anontls.transport.settlement import Settlement
 from anontls.transport.sweep import Sweep
+from anontls.transport.writes import Writes
 
 MAX_SESSIONS = 1000  # to all destinations together, as MaxOutboundConnections
 AT_ONCE = 500  # messages that are looked at before sessions have their turn again
@@ -69,6 +70,7 @@ class Dispatcher:
         self.sessions = 0
         self.queues: dict[str, DestinationQueue] = {}
         self.memory = Memory(store)
+        self._writes = Writes()
         self._log = log
         self._say = say
         self._loop = asyncio.get_running_loop()
@@ -224,7 +226,7 @@ class Dispatcher:
         if self.sessions >= MAX_SESSIONS:
             return None
         self.sessions += 1
-        session = OutboundSession(self.node, hop, self._log)
+        session = OutboundSession(self.node, hop, self._log, writes=self._writes)
         session.ended.add_done_callback(self._session_ended)
         return session
 
@@ -264,7 +266,7 @@ class Dispatcher:
         """The session broke while the job was on its way: try again later, unless it is too old by then."""
         due = self.clock() + seconds
         remote = failure.hop.server or failure.hop.host
-        if self.settlement.failed_session(job.queued, job.pending, failure.reply, remote, due):
+        if self.settlement.failed_session(job.queued, job.pending, failure.reply, remote, failure.why, due):
             self._wait(queue, job, due)
 
     def put_back(self, queue: DestinationQueue, job: Job) -> None:

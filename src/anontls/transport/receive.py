@@ -1,7 +1,7 @@
 """The receiving side: a listener for each Receive connector, a :class:`Connection` for each session.
 
 The session (``anontls.smtp``) speaks, the pump (``anontls.tls``) encrypts, the node decides; this file moves bytes
-between them and the socket: one read, one write for each group of commands.
+between them and the socket: one read, one write for each group of commands, the writes of all sessions together.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from anontls.transport.body import Body
 from anontls.transport.connector import server_settings, serves
 from anontls.transport.metrics import Outcome
 from anontls.transport.node import Node, Presented, new_session_id
+from anontls.transport.writes import Writes
 
 # How sessions look in the protocol log [FACT O 4.3]; of a privileged one we grant no more than the relay it stands for.
 EXCHANGE_SERVER_PERMISSIONS = (
@@ -98,6 +99,7 @@ class Receiver:
         self.by_peer: Counter[str] = Counter()
         self.deliveries: set[asyncio.Task[None]] = set()  # they outlive a session whose peer goes away
         self.draining = False
+        self.writes = Writes()
         self._offer: tuple[tuple[object, ...], ServerSettings, dict[str, Presented]] | None = None
 
     def __call__(self) -> Connection:
@@ -156,6 +158,7 @@ class Connection(asyncio.Protocol):
         "_outcome",
         "_presented",
         "_pump",
+        "_reads",
         "_session",
         "_session_log",
         "_timer",
@@ -187,6 +190,7 @@ class Connection(asyncio.Protocol):
         self._authentication: Inbound | None = None
         self._body: Body | None = None
         self._blocked = False
+        self._reads = True
         self._outcome: Outcome = "no-mail"
         self._closing = ""  # who ends the connection, once that is known
         self._delivering: asyncio.Task[None] | None = None
@@ -211,13 +215,17 @@ class Connection(asyncio.Protocol):
         refusal = receiver.refusal(address)
         if refusal is not None:  # without a session: nothing is decided for a flood
             self._outcome = "refused"
-            self._trace(">", refusal.encode()[:-2])
-            self._transport.write(refusal.encode())
+            if self._session_log is not None:
+                self._session_log.dialogue(">", refusal.encode()[:-2])
+            receiver.writes.add(self._transport, refusal.encode())
             self._close("QUIT")
             return
         settings, self._presented = receiver.offer()
         session = self._session = ServerSession(
-            settings, peer=address, recipient=self._recipient, trace=self._trace if self._session_log else None
+            settings,
+            peer=address,
+            recipient=self._recipient,
+            trace=self._session_log.dialogue if self._session_log else None,
         )
         receiver.sessions.add(self)
         receiver.by_peer[address] += 1
@@ -295,13 +303,14 @@ class Connection(asyncio.Protocol):
         self._read_or_wait()
 
     def _read_or_wait(self) -> None:
+        wanted = not (self._blocked or self._delivering is not None)
         transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        if self._blocked or self._delivering is not None:
-            transport.pause_reading()
-        elif not transport.is_reading():
-            transport.resume_reading()
+        if wanted is not self._reads and transport is not None and not transport.is_closing():
+            self._reads = wanted
+            if wanted:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
 
     # --- what the session says ----------------------------------------------------------------------------------------
 
@@ -355,7 +364,7 @@ class Connection(asyncio.Protocol):
                 pump.close()
             data = pump.output()
         if data:
-            transport.write(data)
+            self.receiver.writes.add(transport, data)
         self._read_or_wait()
 
     def _recipient(self, session: ServerSession, recipient: Recipient) -> Reply | None:
@@ -364,12 +373,6 @@ class Connection(asyncio.Protocol):
         if not local and not session.exchange_server:
             return exchange.UNABLE_TO_RELAY
         return self.receiver.delivery.accepts(recipient.address, local=local)
-
-    def _trace(self, mark: str, line: bytes) -> None:
-        if self._session_log is not None:
-            self._session_log.dialogue(mark, line)
-            if self._pump is not None and mark == "<" and line[:4].upper() in (b"EHLO", b"HELO"):
-                self._inform_of_client_certificate(self._pump)
 
     # --- TLS ----------------------------------------------------------------------------------------------------------
 
@@ -392,6 +395,8 @@ class Connection(asyncio.Protocol):
             peer = peer_certificate(pump)
             if peer is not None:
                 self._session_log.certificate("Received", peer)
+            if self._verb == exchange.STARTTLS and peer is None:
+                session.trace = self._trace_to_hello
         session.tls_established(anonymous=self._verb == exchange.X_ANONYMOUSTLS)  # nothing happens by itself
 
     def _tls_failed(self, error: TlsFailed) -> None:
@@ -434,13 +439,15 @@ class Connection(asyncio.Protocol):
         if self._session_log is not None:
             self._session_log.information(data, context)
 
-    def _inform_of_client_certificate(self, pump: TlsPump) -> None:
-        """At the first EHLO or HELO inside STARTTLS; of a certificate that there is, no text is observed."""
-        session = self._session
-        first = session is not None and session.tls == exchange.STARTTLS and session.hello is None
-        if first and peer_certificate(pump) is None:
-            for context in NO_CLIENT_CERTIFICATE:
-                self._inform("", context)
+    def _trace_to_hello(self, mark: str, line: bytes) -> None:
+        """Behind STARTTLS without a certificate; of one that there is, no text is observed."""
+        log, session = self._session_log, self._session
+        if log is not None and session is not None:
+            log.dialogue(mark, line)
+            if mark == "<" and line[:4].upper() in (b"EHLO", b"HELO"):
+                session.trace = log.dialogue
+                for context in NO_CLIENT_CERTIFICATE:
+                    log.information("", context)
 
     def _inform_of_permissions(self) -> None:
         if self._session is not None and self._session.exchange_server:
@@ -535,7 +542,8 @@ class Connection(asyncio.Protocol):
             self._pump.close()
             last = self._pump.output()
             if last:
-                transport.write(last)
+                self.receiver.writes.add(transport, last)
+        self.receiver.writes.flush(transport)
         if self._timer is not None:
             self._timer.cancel()
         transport.close()

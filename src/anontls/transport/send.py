@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable
-from typing import TypeAlias, cast
+from typing import TypeAlias, TypeVarTuple, cast
 
 import msgspec
 
@@ -18,7 +18,7 @@ from anontls.errors import AnontlsError
 from anontls.facts import Certificate, Queue, Scenario, SendConnector
 from anontls.facts.trust import Trust
 from anontls.kerberos.failure import KerberosFailed, Reason
-from anontls.protocol_log import Mark, ProtocolLog, SessionLog
+from anontls.protocol_log import Mark, ProtocolLog
 from anontls.selection import Decision
 from anontls.smtp import ClientSession, ClientSettings, LocalProtocolError, RemoteProtocolError, Reply, exchange
 from anontls.smtp.events import (
@@ -28,6 +28,7 @@ from anontls.smtp.events import (
     ClientEvent,
     Delivered,
     Ready,
+    RecipientAnswered,
     Refused,
     Rejected,
     StartTlsNow,
@@ -38,6 +39,7 @@ from anontls.tls import TlsFailed, TlsPump, client_context, peer_certificate, sc
 from anontls.transport.authentication import Outbound
 from anontls.transport.metrics import Outcome
 from anontls.transport.node import Node, Presented, new_session_id
+from anontls.transport.writes import Writes
 
 # What a sender reports in the place of a reply [FACT O 3.4]
 UNREACHABLE = Reply(451, ("4.4.397 Error communicating with target host",))
@@ -79,6 +81,7 @@ class SessionFailed(AnontlsError):
         self.outcome = outcome
 
 
+Arguments = TypeVarTuple("Arguments")
 Trace = Callable[[Mark, str, str], None]
 #: The last word on each recipient of a message, or why there is none.
 Verdict: TypeAlias = "tuple[Reply, ...] | SessionFailed"
@@ -87,10 +90,17 @@ Verdict: TypeAlias = "tuple[Reply, ...] | SessionFailed"
 class OutboundSession(asyncio.Protocol):
     """One session: :meth:`open`, any number of :meth:`deliver`, :meth:`close`.
 
-    ``trace`` hears what the protocol log gets: mark, data, context.
+    ``trace`` hears what the protocol log gets: mark, data, context.  ``writes`` are those of sessions beside it.
     """
 
-    def __init__(self, node: Node, hop: NextHop, log: ProtocolLog | None = None, trace: Trace | None = None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        hop: NextHop,
+        log: ProtocolLog | None = None,
+        trace: Trace | None = None,
+        writes: Writes | None = None,
+    ) -> None:
         self.node = node
         self.hop = hop
         self.id = new_session_id()
@@ -98,15 +108,16 @@ class OutboundSession(asyncio.Protocol):
         self.trust: Trust | None = None
         self.peer: Certificate | None = None
         self.extensions: dict[str, tuple[str, ...]] = {}
-        self._log = log
         self._trace_to = trace
-        self._session_log: SessionLog | None = None
+        remote = f"{hop.host}:{hop.port}"
+        self._session_log = None if log is None else log.session(self._connector, self.id, "", remote)
         self._presented: Presented | None = None
         self._pump: TlsPump | None = None
         self._authentication: Outbound | None = None
         self._proving: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
+        self._writes = writes or Writes()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._sent: dict[int, Callable[[Verdict], None]] = {}  # who waits for the word on an envelope, by its id
         self._submitted: list[ClientEvent] = []  # refused as they were submitted
@@ -119,7 +130,8 @@ class OutboundSession(asyncio.Protocol):
         self._broken: SessionFailed | None = None
         self._delivered = False
         settings = ClientSettings(hello=node.fqdn, lmtp=hop.lmtp, require_tls=hop.server is not None)
-        self._session = ClientSession(settings, trace=self._line)
+        said = self._session_log.dialogue if trace is None and self._session_log else self._line
+        self._session = ClientSession(settings, trace=said)
 
     # --- what the program calls ---------------------------------------------------------------------------------------
 
@@ -130,8 +142,6 @@ class OutboundSession(asyncio.Protocol):
             SessionFailed: at any of these; nothing was sent.
         """
         hop = self.hop
-        if self._log is not None:
-            self._session_log = self._log.session(self._connector, self.id, "", f"{hop.host}:{hop.port}")
         try:
             if hop.server is not None:
                 self._decide()
@@ -189,7 +199,7 @@ class OutboundSession(asyncio.Protocol):
     def flush(self) -> None:
         """Send what was submitted, in one write."""
         events, self._submitted = self._submitted, []
-        self._step(lambda: self._handle(events))
+        self._step(self._handle, events)
 
     @property
     def room(self) -> int:
@@ -302,11 +312,11 @@ class OutboundSession(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         if self._session_log is not None:
             host, port = transport.get_extra_info("sockname")[:2]
-            self._session_log.local = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            self._session_log.local(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         self._tell(Mark.CONNECT)
 
     def data_received(self, data: bytes) -> None:
-        self._step(lambda: self._received(data))
+        self._step(self._received, data)
 
     def _received(self, data: bytes) -> None:
         pump = self._pump
@@ -323,6 +333,7 @@ class OutboundSession(asyncio.Protocol):
             self._flush()
         if pump is not None and pump.eof and self._transport is not None:
             self._closing = self._closing or "Remote"
+            self._writes.flush(self._transport)
             self._transport.close()
 
     def eof_received(self) -> bool:
@@ -365,14 +376,14 @@ class OutboundSession(asyncio.Protocol):
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _step(self, step: Callable[[], None]) -> None:
+    def _step(self, step: Callable[[*Arguments], None], *arguments: *Arguments) -> None:
         """Do it; whatever the peer, the certificates or the message make fail ends the session."""
         try:
-            step()
+            step(*arguments)
         except TlsFailed as e:
             self._tell(Mark.INFORMATION, "", f"TLS negotiation failed with error {e.reason}")
             if self._pump is not None and self._transport is not None:
-                self._transport.write(self._pump.output())
+                self._writes.add(self._transport, self._pump.output())
             self._break(self._failed(CANNOT_AUTHENTICATE if self.hop.server else UNREACHABLE, str(e), "tls-failed"))
         except RemoteProtocolError as e:
             self._verdicts(e.events)
@@ -390,6 +401,10 @@ class OutboundSession(asyncio.Protocol):
             self._moved = self._loop.time()
         for event in events:
             match event:
+                case RecipientAnswered():
+                    pass
+                case Delivered() | Rejected():
+                    self._verdicts((event,))
                 case Ready():
                     self.extensions = event.extensions
                     self._greeted()
@@ -401,8 +416,6 @@ class OutboundSession(asyncio.Protocol):
                             CANNOT_AUTHENTICATE, f"{event.verb} was refused: {event.reply}", "tls-failed"
                         )
                     self._in_clear(f"{event.verb} was refused: {event.reply}")
-                case Delivered() | Rejected():
-                    self._verdicts((event,))
                 case Challenge() if self._authentication is not None:
                     self._authentication.challenged(event.data)
                 case Authenticated() if self._authentication is not None:
@@ -446,7 +459,7 @@ class OutboundSession(asyncio.Protocol):
             self._session_log.certificate("Sending", presented.certificate)
         pump.start()
         if self._transport is not None:
-            self._transport.write(pump.output())
+            self._writes.add(self._transport, pump.output())
 
     def _secured(self, pump: TlsPump) -> None:
         self._tell(Mark.INFORMATION, "", schannel_line(pump))
@@ -467,7 +480,7 @@ class OutboundSession(asyncio.Protocol):
             else:
                 sent = data
             if sent:
-                transport.write(sent)
+                self._writes.add(transport, sent)
             if not data:
                 break
         if self._session.closed:
@@ -499,7 +512,8 @@ class OutboundSession(asyncio.Protocol):
             self._closing = self._closing or "Local"
             if self._pump is not None:
                 self._pump.close()
-                transport.write(self._pump.output())
+                self._writes.add(transport, self._pump.output())
+            self._writes.flush(transport)
             transport.close()
             self._cut = self._loop.call_later(GOODBYE, transport.abort)
 
