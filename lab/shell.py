@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 WIDTH = 110
-COLUMNS = "160"  # for what commands print: LastError in one line
+COLUMNS = "160"  # for what commands print: LastError in a line or two
 PATIENCE = 60.0  # seconds; a command takes two at most, but machines can be busy
 HERE_DOCUMENT = 6  # lines of standard input that are shown; more become a file
 ANONTLS = Path(sys.executable).with_name("anontls")

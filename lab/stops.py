@@ -14,6 +14,7 @@ ENCRYPTION_TYPES = "msDS-SupportedEncryptionTypes"
 RC4, AES = 4, 24  # [MS-KILE 2.2.7]
 AHEAD = 600  # seconds; Kerberos bears five minutes
 ELSEWHERE = "elsewhere"  # a store of no server
+NOT_OFFERED = "the peer does not offer X-ANONYMOUSTLS"
 
 
 class Stop:
@@ -22,6 +23,7 @@ class Stop:
     title: ClassVar[str]
     text: ClassVar[str]
     waits_at: ClassVar[str] = MBX1
+    why: ClassVar[str]  # what LastError of its queue says
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -73,7 +75,7 @@ class Stop:
             self.expect(expected in new[-1]["text"], f"event {number} of {node.name}")
         else:
             self.shell.quote(f"{series} {node.metric(series):.0f}")
-            self.shell.good(f"event {number} of {node.name} once more; of one server it is written once an hour")
+            self.shell.good(f"event {number} of {node.name} once more; for one reason it is written once an hour")
 
     def said(self, node: Node, kind: str, expected: str) -> None:
         """Wait for a line with that in the node's protocol log, and show it."""
@@ -92,6 +94,7 @@ class NullAttribute(Stop):
 
     title = f"{ATTRIBUTE} of MBX2 is set to null"
     text = "MBX2 has a certificate, but the directory does not name it: MBX2 does not offer X-ANONYMOUSTLS any more."
+    why = NOT_OFFERED
 
     def break_it(self) -> None:
         change = f"dn: {self.network.server_dn(MBX2)}\nchangetype: modify\nreplace: {ATTRIBUTE}\n"
@@ -101,7 +104,7 @@ class NullAttribute(Stop):
         return "step 2" in self.network.mbx2.warnings()
 
     def look(self) -> None:
-        self.said(self.network.mbx1, "Send", "the peer does not offer X-ANONYMOUSTLS")
+        self.said(self.network.mbx1, "Send", NOT_OFFERED)
         self.health(self.network.mbx2, "the selection ended at step 2")
         told = self.shell.anontls("select", "--org", self.network.dc.ldaps_url, "--server", MBX2, "--phase", "startup")
         self.expect("event 12012" in told, "the decision from the directory alone: it ends at step 2")
@@ -120,6 +123,7 @@ class OtherCertificate(Stop):
 
     title = "Active Directory names another certificate for MBX2"
     text = "A certificate was renewed on a machine that is not MBX2: the one that is named is not in the store of MBX2."
+    why = NOT_OFFERED
 
     def break_it(self) -> None:
         self.store()
@@ -134,7 +138,7 @@ class OtherCertificate(Stop):
         return "step 3" in self.network.mbx2.warnings()
 
     def look(self) -> None:
-        self.said(self.network.mbx1, "Send", "the peer does not offer X-ANONYMOUSTLS")
+        self.said(self.network.mbx1, "Send", NOT_OFFERED)
         self.health(self.network.mbx2, "the selection ended at step 3")
         self.event(self.network.mbx2, 12013, self._named())
         words = (self.network.dc.ldaps_url, "org.json", "-o", "now.json")
@@ -156,6 +160,7 @@ class OtherCopy(OtherCertificate):
     title = "AD LDS of EDGE1 names another certificate for MBX1"
     text = "MBX1 shows its certificate as before, but that is not the one that EDGE1 is told of: nobody to trust."
     waits_at = EDGE
+    why = "the certificate of MBX1 does not prove it: mismatch"
 
     def break_it(self) -> None:
         self._loaded = self._load()
@@ -186,6 +191,7 @@ class ClockSkew(Stop):
 
     title = "The clock of MBX2 is ten minutes ahead"
     text = "A clock that is off by more than five minutes ends Kerberos, which MBX1 has to prove itself with."
+    why = "Kerberos: refused: 454 4.7.0"
 
     def break_it(self) -> None:
         self.network.set_clock(AHEAD)
@@ -204,6 +210,7 @@ class OldEncryption(Stop):
 
     title = "Active Directory gives RC4 tickets for MBX2"
     text = "So it does for each account whose encryption types nobody has set.  They are refused by the sender itself."
+    why = "Kerberos: not AES"
 
     def break_it(self) -> None:
         self._use(RC4)
@@ -230,6 +237,7 @@ class DomainControllerDown(Stop):
         f"What was last known serves for the grace, {GRACE} s here.  After that the attribute of no server can be read."
     )
     waits_at = EDGE
+    why = NOT_OFFERED
 
     def break_it(self) -> None:
         before = len(mailbox(self.network.folder))
@@ -247,7 +255,7 @@ class DomainControllerDown(Stop):
 
     def look(self) -> None:
         node = self.network.mbx1
-        self.said(self.network.edge, "Send", "the peer does not offer X-ANONYMOUSTLS")
+        self.said(self.network.edge, "Send", NOT_OFFERED)
         self.health(node, "the directory does not answer")
         age = node.metric("anontls_directory_age_seconds")
         self.shell.show("curl", "-s", f"http://127.0.0.1:{node.metrics_port}/metrics")

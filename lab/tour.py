@@ -129,8 +129,10 @@ class Tour:
         if len(mailbox(self.network.folder)) > before:
             raise NotAsExpected("the message arrived all the same")
         told = self.shell.anontls("queue", "list", "--config", node.config)
-        match = re.search(r"\{LED=([^}]*)\}", told)
-        self._expect(match is not None and match[1] == DEFERRED, f"the message waits at {node.name}: {DEFERRED}")
+        match = re.search(r"\{LED=([^}]*)\};\{MSG=([^}]*)\}", " ".join(told.split()))
+        last_error, why = match.groups() if match is not None else ("", "")
+        self._expect(last_error == DEFERRED, f"the message waits at {node.name}: {DEFERRED}")
+        self._expect(why.startswith(stop.why), f"and LastError says why: {stop.why}")
         sent = [line for line in node.log("Send")[mark:] if "MAIL FROM" in line]
         self._expect(not sent, "nothing of it has left, in clear or otherwise")
         return DEFERRED

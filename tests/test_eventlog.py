@@ -56,6 +56,27 @@ def test_another_cause_is_another_line() -> None:
     assert log.raised(12014, name="a", fqdn="a", connector="two") == 0
 
 
+def test_another_reason_is_another_line_and_another_wording_is_not() -> None:
+    """A word of ours tells them apart; what a peer says must not fill the log."""
+    log = Log()
+
+    def failed(cause: str, error: str) -> int:
+        before = len(log.written)
+        values = {"target": "SMTPSVC/mbx2.contoso.com", "mechanism": "Gssapi", "address": "192.0.2.1", "error": error}
+        log.events.write(Event(2017, TRANSPORT, values, cause=cause), connector="Intra-Organization")
+        return len(log.written) - before
+
+    assert [failed("refused", f"refused: 454 4.7.0 number {number}") for number in range(3)] == [1, 0, 0]
+    assert [failed("not AES", "not AES: 23"), failed("not AES", "not AES: 17")] == [1, 0]
+    assert failed("refused", "refused: 454") == 0, "the first is not forgotten for the second"
+    log.now += timedelta(hours=1)
+    assert [failed("refused", "refused"), failed("not AES", "not AES")] == [1, 1]
+    assert [line.repeated for line in log.written] == [0, 0, 3, 1]
+    assert log.written[1].text.startswith(
+        "An outbound authentication on the Send connector Intra-Organization failed: not"
+    )
+
+
 def test_measures_and_places_that_the_event_does_not_name_are_no_other_cause() -> None:
     log = Log()
     assert log.raised(12017, hours=40) == 1

@@ -68,8 +68,8 @@ class Sink(Protocol):
 class Events:
     """The event log of one server.
 
-    ``now`` is the clock.  An event with the same id and source about the same thing within an hour is counted, not
-    written; the next one that is written says how many there were.  ``raised`` is told the id of each one.
+    ``now`` is the clock.  An event with the same id, source and cause about the same thing within an hour is counted,
+    not written; the next one that is written says how many there were.  ``raised`` is told the id of each one.
     """
 
     def __init__(
@@ -90,7 +90,8 @@ class Events:
         self._raised(event.id)
         now = self._now()
         values = {"server": self.server, **names, **event.values}
-        cause = (event.id, event.source, *(str(values.get(key))[:MOST_OF_A_NAME] for key in _ABOUT[event.id]))
+        about = (str(values.get(key))[:MOST_OF_A_NAME] for key in _ABOUT[event.id])
+        cause = (event.id, event.source, event.cause, *about)
         since, count = self._causes.get(cause, (None, 0))
         if since is not None and abs(now - since) < QUIET:  # abs: a clock that was set back silences nothing for long
             self._causes[cause] = (since, count + 1)

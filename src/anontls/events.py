@@ -46,11 +46,15 @@ class EventType(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """An event as it was raised."""
+    """An event as it was raised.
+
+    ``cause`` tells apart why, one word of an enumeration of ours: what a peer says is none.
+    """
 
     id: int
     source: str
     values: Mapping[str, object]
+    cause: str = ""
 
     @property
     def type(self) -> EventType:

@@ -591,6 +591,28 @@ def test_a_peer_that_does_not_prove_what_it_is(servers: MailboxServers, answers:
     not_sent(servers, error, **answers)
 
 
+def test_each_reason_is_an_event_of_its_own_within_the_hour(servers: MailboxServers) -> None:
+    """However often the peer changes its words."""
+    hop = Hop(own=servers.certificates[RECEIVER], ehlo=EHLO_CLEAR, ehlo_tls=EHLO_EXPS)
+
+    async def session() -> None:
+        async with hop.listening():
+            service = Service(config.load(servers.config(SENDER)), servers.folder, now=system_now)
+            for answer in (f"{TEMPORARY} 1", f"{TEMPORARY} 2", "235 2.7.0 yes", f"{TEMPORARY} 3", "235 2.7.0 no"):
+                hop.answers["X-EXPS"] = f"{answer}\r\n".encode()
+                queue = Queue(delivery_type="SmtpRelayToDag")
+                there = NextHop(host="127.0.0.1", port=hop.port, server=RECEIVER, queue=queue, timeout=10)
+                outbound = OutboundSession(service.node, there)
+                with pytest.raises(SessionFailed):
+                    await outbound.open()
+                await outbound.close()
+            assert service.node.metrics.events[2017] == 5
+
+    run(session())
+    errors = [event["values"]["error"] for event in servers.events(SENDER) if event["id"] == 2017]
+    assert errors == [f"refused: {TEMPORARY} 1", "not mutual: 235 before the server has proved what it is"]
+
+
 @pytest.mark.parametrize("token", [b"", b"235 2.7.0 yes", b"235 2.7.0 QVhBMQI="])
 def test_a_peer_that_does_not_prove_what_it_is_in_exchangeauth(servers: MailboxServers, token: bytes) -> None:
     servers.kerberos(SENDER, exchangeauth="anontls")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from anontls import config
+from anontls.facts import Scenario
 from anontls.report.json import decision_json
 from anontls.selection import Result
-from anontls.transport.lab import MAILBOX
+from anontls.transport.check import Finding, findings
+from anontls.transport.lab import EDGE, MAILBOX
+from anontls.transport.service import system_now
 from lab.exchange import Exchange
 from lab.slapd import Slapd
 from tests.certstore.make import make
@@ -23,16 +28,17 @@ ATTRIBUTE = "msExchServerInternalTLSCert"
 
 @pytest.fixture
 def world(tmp_path: Path, slapd: Slapd) -> World:
-    """MBX1 follows the directory; what its file says of the attribute does not count."""
+    """MBX1 and EDGE1 follow the directory; what their file says of the attribute does not count."""
     world = copy_world(make_world(tmp_path / "made"), tmp_path / "world")
     (world.folder / "password").write_text(slapd.password + "\n")
     (world.folder / "password").chmod(0o600)
-    world.configure(
-        MAILBOX,
-        "[store]",
-        f'[directory]\nurls = ["{slapd.ldaps_url}"]\nbind = "{slapd.bind_dn}"\npassword-file = "password"\n'
-        f'ca = "{slapd.ca}"\ninterval = 0.2\ngrace = 0.5\n\n[store]',
-    )
+    for name in (MAILBOX, EDGE):
+        world.configure(
+            name,
+            "[store]",
+            f'[directory]\nurls = ["{slapd.ldaps_url}"]\nbind = "{slapd.bind_dn}"\npassword-file = "password"\n'
+            f'ca = "{slapd.ca}"\ninterval = 0.2\ngrace = 0.5\n\n[store]',
+        )
     return world
 
 
@@ -173,3 +179,99 @@ def test_a_start_without_the_directory_is_12012_and_recovers(world: World, slapd
         run(session())
     finally:
         slapd.delete(f"CN=Services,{slapd.configuration}")
+
+
+# --- looked at before it starts ---------------------------------------------------------------------------------------
+
+
+def found(world: World, name: str = EDGE, **how: bool) -> dict[str, list[Finding]]:
+    """What ``anontls config check`` finds, by place."""
+    path = world.config(name)
+    places: dict[str, list[Finding]] = {}
+    for one in findings(config.load(path), path, system_now(), bind=False, **how):
+        if not one.text.startswith("checked as root"):
+            places.setdefault(one.place, []).append(one)
+    return places
+
+
+def steps(one: list[Finding]) -> list[str]:
+    return [each.decision.last.step for each in one if each.decision is not None]
+
+
+@pytest.fixture
+def published(world: World, slapd: Slapd) -> Iterator[Exchange]:
+    """The directory names the certificates of both, and the file names others."""
+    exchange = Exchange(slapd.configuration)
+    mailbox, edge = (world.certificates[name].der for name in (MAILBOX, EDGE))
+    slapd.add(*exchange.containers(), exchange.server(MAILBOX, mailbox), exchange.server(EDGE, edge, roles=64))
+    for name in (MAILBOX, EDGE):
+        world.publish(name, make(name="gone"))
+    yield exchange
+    slapd.delete(f"CN=Services,{slapd.configuration}")
+
+
+def test_config_check_goes_by_what_the_directory_says(world: World, slapd: Slapd, published: Exchange) -> None:
+    places = found(world)
+    (told,) = places["directory"]
+    assert (told.severity, told.text) == ("note", f"it is read from {slapd.ldaps_url}")
+    assert {one.severity for each in places.values() for one in each} == {"note"}
+    decisions = [places[place][0].decision for place in ("node.server", "listen[0]", "delivery.next-hop-server")]
+    for decision in decisions:
+        assert decision is not None and decision.certificate is not None
+        assert decision.certificate.thumbprint == world.certificates[EDGE].thumbprint
+        word = decision.facts.directory
+        assert word is not None and word.url == slapd.ldaps_url
+
+    slapd.set(published.server_dn(MAILBOX), ATTRIBUTE, None)
+    slapd.set(published.server_dn(EDGE), ATTRIBUTE, make("ec", name="edge1").der)
+    places = found(world)
+    assert places["node.server"][0].severity == "error" and steps(places["node.server"]) == ["3"]
+    last = places["delivery.next-hop-server"][-1]
+    assert (last.severity, last.decision) == ("error", None) and f"holds no certificate of {MAILBOX}" in last.text
+
+
+def test_config_check_when_no_domain_controller_answers(world: World, slapd: Slapd, published: Exchange) -> None:
+    """What the start would be, and nothing that the directory was not asked about."""
+    slapd.stop()
+    try:
+        places = found(world)
+    finally:
+        slapd.start()
+    (told,) = places["directory"]
+    assert told.severity == "error"
+    assert told.text.startswith(
+        "no domain controller answers, so a start would be without a certificate (event 12012): "
+    )
+    assert slapd.ldaps_url in told.text
+    (start,) = places["node.server"]
+    assert start.decision is not None
+    assert [(step.step, step.because) for step in start.decision.steps] == [("2", "2.error")]
+    assert [event.id for event in start.decision.events] == [12012]
+    assert not [one.text for one in places["delivery.next-hop-server"] if one.text], "nobody knows whether it holds one"
+
+
+@pytest.mark.parametrize("how", ["offline", "a password file that is not there"])
+def test_config_check_without_the_directory_decides_nothing_on_it(
+    world: World, slapd: Slapd, published: Exchange, how: str
+) -> None:
+    slapd.stop()
+    try:
+        if how == "offline":
+            places = found(world, offline=True)
+            (told,) = places.pop("directory")
+            assert told.severity == "warning" and "what depends on it is not checked" in told.text
+        else:
+            world.configure(EDGE, 'password-file = "password"', 'password-file = "none"')
+            places = found(world)
+            (told,) = places.pop("directory")
+            assert told.severity == "error" and told.text.endswith("none: No such file or directory")
+        assert {one.severity for each in places.values() for one in each} <= {"note"}
+        assert [one.decision and one.decision.facts.scenario for one in places["listen[0]"]] == [
+            Scenario.INBOUND_STARTTLS
+        ]
+        assert "node.server" not in places and "delivery.next-hop-server" not in places
+        world.configure(EDGE, 'server = "EDGE1"', 'server = "EDGE2"')
+        (nobody,) = found(world, offline=True)["node.server"]
+        assert nobody.severity == "warning", "the directory may know it"
+    finally:
+        slapd.start()

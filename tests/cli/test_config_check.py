@@ -25,7 +25,7 @@ from anontls.facts import InternalTlsCert, Unknown
 from anontls.transport.check import findings
 from anontls.transport.metrics import Metrics, Observed
 from anontls.transport.metrics_server import MetricsServer
-from anontls.transport.queue_file import APPLICATION, STEPS
+from anontls.transport.queue_file import APPLICATION, STEPS, opened
 from tests.certstore.make import make
 from tests.cli.conftest import Anontls
 from tests.cli.test_serve import change, serving
@@ -393,6 +393,53 @@ def test_a_database_is_looked_at_without_opening_it(lab: Path, application: int,
     faults = errors(path)
     assert files(lab) == before
     assert len(faults) == bool(text) and all(text in fault for _, fault in faults)
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_the_queue_of_a_node_that_runs_or_was_killed(anontls: Anontls, lab: Path, kill: bool) -> None:
+    """Until its write-ahead log is copied the database itself does not say whose it is."""
+    path = add(lab / "mbx1.toml", '[queue]\ndatabase = "queue.db"')
+    database = lab / "queue.db"
+    with serving(path) as node:
+        node.until("listens on")
+        if kill:
+            node.process.kill()
+            node.process.wait(20)
+        assert database.read_bytes()[68:72] == bytes(4)
+        before = files(lab)
+        ran = anontls("config", "check", "--no-bind", path)
+        assert files(lab) == before
+    assert ran.status == Exit.DONE, ran.out
+    assert "error" not in ran.out
+    assert ("in use by a running node" in ran.out) is not kill
+    with opened(database) as (writer, _):
+        writer.execute("PRAGMA user_version = 99")
+        (fault,) = errors(path)
+    assert "format 99, made by a newer version" in fault[1]
+
+
+def test_a_log_that_is_of_no_use(lab: Path) -> None:
+    """Of an earlier round, torn, of something else: then what stands in the database itself counts."""
+    path = add(lab / "mbx1.toml", '[queue]\ndatabase = "queue.db"')
+    database, log = lab / "queue.db", lab / "queue.db-wal"
+    with opened(database):
+        ours, blank = log.read_bytes(), database.read_bytes()
+    with closing(sqlite3.connect(database)) as other:
+        other.execute("PRAGMA application_id = 1").fetchall()
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        foreign = database.read_bytes()
+    assert blank[18:20] == foreign[18:20] == b"\2\2", "both have a log"
+    database.write_bytes(foreign)
+    log.write_bytes(ours)
+    assert errors(path) == []
+    of_another_round = ours[:16] + bytes(8) + ours[24:]
+    for octets in (b"", ours[:31], ours[:100], ours[:-4096], of_another_round, b"x" * 5000):
+        log.write_bytes(octets)
+        database.write_bytes(foreign)
+        ((_, text),) = errors(path)
+        assert text.endswith("not of a queue")
+        database.write_bytes(blank)
+        assert errors(path) == [], "as a node leaves it that is killed before its first transaction"
 
 
 def test_a_queue_that_a_node_has(lab: Path) -> None:

@@ -21,6 +21,7 @@ from anontls.delivery.retry import (
     last_error,
     verdict,
     waiting,
+    without_why,
 )
 from anontls.smtp import Reply, exchange
 
@@ -129,20 +130,36 @@ def test_last_error_has_exchanges_form() -> None:
     )
 
 
-FORM = re.compile(r"\[\{LED=[^{}]*\};\{MSG=\};\{FQDN=[^{}]*\};\{IP=[^{}]*\};\{LRT=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\}\]")
+def test_why_a_session_failed_stands_in_msg_and_is_not_for_the_sender() -> None:
+    why = "Kerberos: no credentials: Key table file '/etc/krb5.keytab' not found"
+    form = "[{{LED=451 5.7.3 no}};{{MSG={}}};{{FQDN=MBX2}};{{IP=}};{{LRT=1970-01-01T00:00:00Z}}]"
+    shown = last_error(reply("451 5.7.3 no"), "MBX2", "", 0.0, why)
+    assert shown == form.format(why)
+    assert without_why(shown) == form.format("")
 
 
-@given(st.lists(st.text(), min_size=1), st.text(), st.text())
-def test_nothing_a_peer_says_breaks_the_form(lines: list[str], fqdn: str, ip: str) -> None:
-    shown = last_error(Reply(451, tuple(lines)), fqdn, ip, ARRIVED)
+FORM = re.compile(
+    r"\[\{LED=[^{}]*\};\{MSG=[^{}]*\};\{FQDN=[^{}]*\};\{IP=[^{}]*\};\{LRT=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\}\]"
+)
+
+
+@given(st.lists(st.text(), min_size=1), st.text(), st.text(), st.text())
+def test_nothing_a_peer_says_breaks_the_form(lines: list[str], fqdn: str, ip: str, why: str) -> None:
+    shown = last_error(Reply(451, tuple(lines)), fqdn, ip, ARRIVED, why)
     assert FORM.fullmatch(shown)
     assert shown.isprintable()
+    assert without_why(shown) == last_error(Reply(451, tuple(lines)), fqdn, ip, ARRIVED)
 
 
 def test_braces_and_line_ends_of_a_reply_are_replaced_and_long_ones_cut() -> None:
     shown = last_error(Reply(451, ("};{FQDN=evil}\r\n\x1b[2J", "x" * 10_000)), "", "", 0.0)
     assert shown.startswith("[{LED=451 );(FQDN=evil)???[2J xxx")
     assert shown.endswith("x...};{MSG=};{FQDN=};{IP=};{LRT=1970-01-01T00:00:00Z}]")
+    assert len(shown) < 600
+    said = "MAIL was refused: };{FQDN=evil}\r\n\x1b[2J "
+    shown = last_error(Reply(451, ("no",)), "", "", 0.0, said + "x" * 10_000)
+    assert shown.startswith("[{LED=451 no};{MSG=MAIL was refused: );(FQDN=evil)???[2J xxx")
+    assert shown.endswith("x...};{FQDN=};{IP=};{LRT=1970-01-01T00:00:00Z}]")
     assert len(shown) < 600
 
 

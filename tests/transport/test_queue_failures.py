@@ -81,6 +81,7 @@ def test_a_host_that_is_down_is_tried_by_the_schedule_and_recovers(
             assert status.status == "Retry" and status.message_count == 1
             assert status.retry_count >= 6 and status.first_retry_time is not None
             assert "451 4.4.397" in status.last_error and "{FQDN=127.0.0.1}" in status.last_error
+            assert "{MSG=Connection refused}" in status.last_error
             assert not node.metrics.recipients["deferred"], "nothing was tried of the message itself"
             async with peer.listening():
                 await node.empty()
@@ -277,17 +278,21 @@ def test_mail_in_circles_ends(world: World) -> None:
 THROUGH_EDGE = msgspec.structs.replace(TO_INTERNET, source_transport_servers=(EDGE,))
 REFUSED = "451 5.7.3 Cannot achieve Exchange Server authentication"
 HOPS: dict[str, Callable[[World], Hop]] = {
-    "verb not offered": lambda _: Hop(ehlo=b"250-edge1 Hello\r\n250-STARTTLS\r\n250 8BITMIME\r\n"),
-    "verb refused": lambda _: Hop({"X-ANONYMOUSTLS": b"454 4.7.0 not now\r\n"}),
-    "handshake broken": lambda _: Hop(instead_of_tls=b""),
-    "another certificate": lambda _: Hop(own=make("rsa", name="edge1")),
-    "530": lambda world: Hop({"MAIL": b"530 5.7.57 Client not authenticated\r\n"}, own=world.certificates[EDGE]),
+    "the peer does not offer X-ANONYMOUSTLS": lambda _: Hop(
+        ehlo=b"250-edge1 Hello\r\n250-STARTTLS\r\n250 8BITMIME\r\n"
+    ),
+    "X-ANONYMOUSTLS was refused: 454 4.7.0 not now": lambda _: Hop({"X-ANONYMOUSTLS": b"454 4.7.0 not now\r\n"}),
+    "the connection was closed in the TLS handshake": lambda _: Hop(instead_of_tls=b""),
+    "the certificate of EDGE1 does not prove it: mismatch": lambda _: Hop(own=make("rsa", name="edge1")),
+    "MAIL was refused: 530 5.7.57 Client not authenticated": lambda world: Hop(
+        {"MAIL": b"530 5.7.57 Client not authenticated\r\n"}, own=world.certificates[EDGE]
+    ),
 }
 
 
-@pytest.mark.parametrize("how", HOPS)
-def test_mail_between_exchange_servers_waits_for_anonymous_tls(world: World, how: str) -> None:
-    hop = HOPS[how](world)
+@pytest.mark.parametrize("why", HOPS)
+def test_mail_between_exchange_servers_waits_for_anonymous_tls(world: World, why: str) -> None:
+    hop = HOPS[why](world)
 
     async def session() -> None:
         async with (
@@ -298,7 +303,9 @@ def test_mail_between_exchange_servers_waits_for_anonymous_tls(world: World, how
             await eventually(lambda: any(q.retry_count >= 2 for q in node.dispatcher.queues.values()), "retried")
             (status,) = node.operations.queues()
             assert status.delivery_type == "SmtpRelayWithinAdSiteToEdge"
-            assert REFUSED in status.last_error and "{FQDN=EDGE1}" in status.last_error
+            assert f"{{LED={REFUSED}}};{{MSG={why}}};{{FQDN=EDGE1}}" in status.last_error
+            if why.startswith("MAIL"):  # the session broke when it had a message, which shows why too
+                assert f"{{MSG={why}}}" in node.message().last_error
             assert status.status in ("Retry", "Connecting", "Active", "Ready") and node.store.count == 1
         assert not b"".join(hop.contents) and not world.messages(ANNA)  # who says 354 for nobody is given nothing
         assert {line.partition(" ")[0] for line in hop.clear} <= {"EHLO", "X-ANONYMOUSTLS", "QUIT"}
@@ -323,7 +330,8 @@ def test_a_decision_without_a_verb_waits_until_a_certificate_is_there(world: Wor
             await node.send(BEN)
             await eventually(lambda: any(q.retry_count for q in node.dispatcher.queues.values()), "retried")
             (status,) = node.operations.queues()
-            assert REFUSED in status.last_error and hop.sessions == 0
+            why = "the decision is not to use X-ANONYMOUSTLS: it ended at step 3"
+            assert f"{{LED={REFUSED}}};{{MSG={why}}}" in status.last_error and hop.sessions == 0
             world.publish("MBX1", own)
             await node.service.reload()
             await node.empty()

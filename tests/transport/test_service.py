@@ -185,19 +185,25 @@ def test_reload_takes_a_changed_send_connector(world: World) -> None:
     run(session())
 
 
-def test_reload_raises_the_events_of_a_start(world: World) -> None:
+def test_reload_raises_the_events_of_a_start_each_reason_once(world: World) -> None:
     from anontls.facts import InternalTlsCert
 
     async def session() -> None:
         async with world.node(EDGE) as node:
-            null = InternalTlsCert(value=None)
-            world.change_server(EDGE, internal_tls_cert=null, internal_tls_cert_adlds=null)
-            await node.service.reload()
+            for attribute in (
+                null := InternalTlsCert(value=None),
+                InternalTlsCert(error="access denied"),
+                null,
+                InternalTlsCert(error="access denied again"),
+            ):
+                world.change_server(EDGE, internal_tls_cert=attribute, internal_tls_cert_adlds=attribute)
+                await node.service.reload()
             async with greeted(node.port) as client:
                 assert (await client.ask("X-ANONYMOUSTLS")).startswith("500")
 
     run(session())
-    assert world.event_ids(EDGE) == [12012]
+    assert world.event_ids(EDGE) == [12012, 12012]
+    assert [event["values"]["reason"] for event in world.events(EDGE)] == ["null", "access denied"]
 
 
 # --- drain ------------------------------------------------------------------------------------------------------------

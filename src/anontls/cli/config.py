@@ -24,17 +24,18 @@ def command() -> None:
 @command.command("check")
 @click.argument("configuration", metavar="CONFIG", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--no-bind", is_flag=True, help="Do not try the addresses.")
+@click.option("--offline", is_flag=True, help="Do not ask the directory that the node follows.")
 @options.as_json
-def check(configuration: Path, no_bind: bool, as_json: bool) -> int:
+def check(configuration: Path, no_bind: bool, offline: bool, as_json: bool) -> int:
     """Whether a node can start with CONFIG on this machine, and mail would get on.
 
-    Looks at the file itself, the organisation, connectors, certificates, the selections of a start, addresses, host
-    names, folders, disk and limits, and changes nothing; a node may be running.  Do it as the user of the service.
-    Exit 1 when there is an error.
+    Looks at the file itself, the organisation, the directory that is followed, connectors, certificates, the selections
+    of a start, addresses, host names, folders, disk and limits, and changes nothing; a node may be running.  Do it as the
+    user of the service.  Exit 1 when there is an error.
     """
     config = settings.load(configuration)
     failed = False
-    for finding in findings(config, configuration, options.now(), bind=not no_bind):
+    for finding in findings(config, configuration, options.now(), bind=not no_bind, offline=offline):
         failed = failed or finding.severity == "error"
         document = _document(finding)
         click.echo(json.encode(document) if as_json else _line(document))

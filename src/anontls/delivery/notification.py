@@ -18,7 +18,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from anontls.delivery.retry import MAX_ERROR, one_line
+from anontls.delivery.retry import MAX_ERROR, one_line, without_why
 from anontls.smtp.content import only_crlf
 from anontls.smtp.reply import Reply
 from anontls.smtp.syntax import MAX_ADDRESS, Envelope, Recipient, from_xtext
@@ -154,7 +154,7 @@ def _text(action: Action, reports: Sequence[Report], arrived: float, reporting_m
         reply = one_line(str(report.reply))
         lines.append(f"    {one_line(report.remote)} answered: {reply}" if report.remote else f"    {reply}")
         if report.last_error:
-            lines.append(f"    Last error: {one_line(report.last_error, 2 * MAX_ERROR)}")
+            lines.append(f"    Last error: {one_line(without_why(report.last_error), 2 * MAX_ERROR)}")
         if report.retry_until is not None:
             lines.append(f"    It is tried until {_date(report.retry_until)}")
         lines.append("")

@@ -23,10 +23,11 @@ EXPIRED = Reply(550, ("4.4.7 QUEUE.Expired; message expired",))
 LOOP = Reply(554, ("5.4.6 Hop count exceeded - possible mail loop",))
 MAX_HOPS = 60  # Received fields; MaxHopCount of a Receive connector
 MAX_HEADER = 256 * 1024  # octets in which they are counted
-MAX_ERROR = 500  # characters that are kept of a peer's reply
+MAX_ERROR = 500  # characters that are kept of a peer's reply, and of why a session failed
 
 _RECEIVED = re.compile(rb"^Received:", re.IGNORECASE | re.MULTILINE)
 _BRACES = str.maketrans("{}", "()")
+_WHY = re.compile(r"\{MSG=[^{}]*\}")
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,14 +111,21 @@ def _too_many_recipients(reply: Reply) -> bool:
     return reply.code == 552 and reply.enhanced is not None and reply.enhanced[1:] == (5, 3)
 
 
-def last_error(reply: Reply, fqdn: str, ip: str, at: float) -> str:
+def last_error(reply: Reply, fqdn: str, ip: str, at: float, why: str = "") -> str:
     """``LastError`` as queues show it [FACT O 3.4]; how the time is written is our choice.
 
     ``fqdn`` and ``ip`` are those of the host that was tried, empty where there was none; ``at`` is in Unix seconds.
+    ``why`` goes to ``MSG``, which is empty in what is recorded of Exchange: the reply of a session that failed is the
+    same whatever was wrong.
     """
-    led, name, address = (one_line(text).translate(_BRACES) for text in (str(reply), fqdn, ip))
+    led, said, name, address = (one_line(text).translate(_BRACES) for text in (str(reply), why, fqdn, ip))
     when = datetime.fromtimestamp(at, UTC)
-    return f"[{{LED={led}}};{{MSG=}};{{FQDN={name}}};{{IP={address}}};{{LRT={when:%Y-%m-%dT%H:%M:%SZ}}}]"
+    return f"[{{LED={led}}};{{MSG={said}}};{{FQDN={name}}};{{IP={address}}};{{LRT={when:%Y-%m-%dT%H:%M:%SZ}}}]"
+
+
+def without_why(last_error: str) -> str:
+    """``LastError`` for a sender, who may be anybody: accounts, files and steps are for the administrator."""
+    return _WHY.sub("{MSG=}", last_error)
 
 
 def one_line(text: str, most: int = MAX_ERROR) -> str:

@@ -250,8 +250,10 @@ class Inbound:
         mechanism = MECHANISMS.get(self._mechanism, self._mechanism)
         self.tell("", f"Inbound {mechanism} failed because of {why}")
         values = {"error": why, "mechanism": mechanism, "address": self.session.peer}
+        cause = outcome.value if isinstance(outcome, Reason) else outcome
         self.node.events.write(
-            Event(1035, source(self.connector.transport_service), values), connector=self.connector.identity
+            Event(1035, source(self.connector.transport_service), values, cause=cause),
+            connector=self.connector.identity,
         )
         return self.session.authenticated(None, reply)
 
@@ -361,4 +363,5 @@ class Outbound:
             "target": self.target,
             "address": address,
         }
-        return Event(2016 if error.reason is Reason.NO_CREDENTIALS else 2017, TRANSPORT, values)
+        number = 2016 if error.reason is Reason.NO_CREDENTIALS else 2017
+        return Event(number, TRANSPORT, values, cause=error.reason.value)

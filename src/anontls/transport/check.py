@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -22,6 +22,7 @@ from anontls.certstore.files import Passphrase
 from anontls.certstore.folder import FolderStore
 from anontls.config import Config, host_and_port
 from anontls.directory import open_organization
+from anontls.directory.ldap.follow import Follower
 from anontls.errors import AnontlsError, Unreachable, UsageError
 from anontls.eventlog import MemoryEventLog
 from anontls.facts import Organization, Phase, ReceiveConnector, Scenario, Server
@@ -31,15 +32,14 @@ from anontls.transport.authentication import Authentication
 from anontls.transport.control import socket_path, somebody_listens
 from anontls.transport.destinations import configured_hop
 from anontls.transport.node import Node
-from anontls.transport.queue_file import APPLICATION, STEPS
-from anontls.transport.service import SPARE_FILES, receive_connector
+from anontls.transport.queue_file import foreign
+from anontls.transport.service import SPARE_FILES, follower_of, receive_connector
 
 Severity = Literal["error", "warning", "note"]
 
 CLOCKS = timedelta(minutes=5)  # that those of two machines may be apart
 PATIENCE = 3.0  # seconds that whoever holds an address has to say who it is
 RESOLVERS = 16  # names that are looked up at a time
-SQLITE = b"SQLite format 3\0"  # a database begins so; user_version is at octet 60, application_id at 68
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,22 +56,38 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision | None = None
 
 
-def findings(config: Config, path: Path, now: datetime, *, bind: bool = True) -> Iterator[Finding]:
+def findings(
+    config: Config, path: Path, now: datetime, *, bind: bool = True, offline: bool = False
+) -> Iterator[Finding]:
     """What is found for the configuration that was read from ``path``; ``bind`` says whether its addresses are tried.
 
-    One fault does not hide another, unless that cannot be looked at then.
+    A directory that the node follows is read once, as at a start, unless ``offline``.  One fault does not hide another,
+    unless that cannot be looked at then.
     """
     base = path.parent
     yield from _machine(config, path, now)
-    organization = server = store = None
+    organization = server = store = follower = None
     try:
         organization = open_organization(str(base / config.node.organization))
+    except (AnontlsError, OSError) as e:
+        yield _failed("node.organization", e)
+    if organization is not None and config.directory.urls:
+        if offline:
+            yield _warning("directory", "it is not asked, so what depends on it is not checked: all of X-ANONYMOUSTLS")
+        else:
+            try:
+                with closing(follower_of(config, base, organization, lambda: now)) as follower:
+                    organization = follower.first()
+                yield _directory(follower)
+            except UsageError as e:
+                follower = None
+                yield _failed("directory", e)
+    if organization is not None:
         server = organization.server(config.node.server)
         if server is None:
             known = ", ".join(s.name for s in organization.servers)
-            yield _error("node.server", f"no server {config.node.server} in the organisation", f"known: {known}")
-    except (AnontlsError, OSError) as e:
-        yield _failed("node.organization", e)
+            tell = _error if follower is not None or not config.directory.urls else _warning
+            yield tell("node.server", f"no server {config.node.server} in the organisation", f"known: {known}")
     try:
         file = config.store.passphrase_file
         passphrase = Passphrase(file=base / file) if file else None
@@ -90,7 +106,7 @@ def findings(config: Config, path: Path, now: datetime, *, bind: bool = True) ->
         except UsageError as e:
             yield _failed(f"listen[{number}].connector", e)
     if organization is not None and server is not None and store is not None:
-        yield from _selections(config, organization, server, store, connectors, now)
+        yield from _selections(config, organization, server, store, follower, connectors, now)
     if config.kerberos.wanted and server is not None:
         try:
             Authentication(config.kerberos, base, server)
@@ -116,6 +132,15 @@ def _note(place: str, text: str) -> Finding:
 
 def _failed(place: str, error: AnontlsError | OSError) -> Finding:
     return _error(place, str(error), (error.hint if isinstance(error, AnontlsError) else None) or "")
+
+
+def _directory(follower: Follower) -> Finding:
+    """Which domain controller has answered."""
+    status = follower.status
+    if status.problem is None:
+        return _note("directory", f"it is read from {status.url}")
+    text = f"no domain controller answers, so a start would be without a certificate (event 12012): {status.problem}"
+    return _error("directory", text, "a node asks again by itself; one that runs already goes on for directory.grace")
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -149,25 +174,34 @@ def _selections(
     organization: Organization,
     server: Server,
     store: FolderStore,
+    follower: Follower | None,
     connectors: Mapping[str, ReceiveConnector],
     now: datetime,
 ) -> Iterator[Finding]:
-    """Those of a start and of sessions, made as the node makes them."""
-    node = Node(organization, server, store, MemoryEventLog(), lambda: now, config.selection_rules)
-    startup = node.select(Scenario.INBOUND_ANONYMOUS, phase=Phase.STARTUP)
-    yield _decided("node.server", startup, needed=True)
+    """Those of a start and of sessions, made as the node makes them.
+
+    Without the word of a directory that it follows, only those that need no internal transport certificate.
+    """
+    rules = config.selection_rules
+    node = Node(organization, server, store, MemoryEventLog(), lambda: now, rules, follower=follower)
+    known = follower is not None or not config.directory.urls
+    if known:
+        startup = node.select(Scenario.INBOUND_ANONYMOUS, phase=Phase.STARTUP)
+        yield _decided("node.server", startup, needed=True)
     for place, connector in connectors.items():
-        for scenario in (Scenario.INBOUND_ANONYMOUS, Scenario.INBOUND_STARTTLS):
-            yield _decided(place, node.select(scenario, receive_connector=connector))
+        if known:
+            yield _decided(place, node.select(Scenario.INBOUND_ANONYMOUS, receive_connector=connector))
+        yield _decided(place, node.select(Scenario.INBOUND_STARTTLS, receive_connector=connector))
     try:
         hop = configured_hop(server, organization, config.delivery)
     except UsageError as e:
         yield _failed("delivery", e)
         return
-    if hop is not None and hop.server is not None:
+    if known and hop is not None and hop.server is not None:
         decision = node.select(Scenario.OUTBOUND_ANONYMOUS, queue=hop.queue, send_connector=hop.send_connector)
         yield _decided("delivery.next-hop-server", decision, needed=True)
-        if not node.peer_certificates(hop.server):
+        read = follower is None or follower.word is not None
+        if read and not node.peer_certificates(hop.server):
             text = f"the directory holds no certificate of {hop.server}, so it cannot prove itself and gets no mail"
             yield _error("delivery.next-hop-server", text)
 
@@ -295,9 +329,8 @@ def _writable(place: str, path: Path, *, folder: bool = False) -> Iterator[Findi
 def _queue(config: Config, base: Path, database: Path) -> Iterator[Finding]:
     yield from _writable("queue.database", database)
     if database.is_file():
-        # SQLite itself would make files beside it, and those of another user would lock the node out.
-        with suppress(OSError), database.open("rb") as file:
-            why = _foreign(file.read(72))
+        with suppress(OSError):
+            why = foreign(database)
             if why:
                 yield _error("queue.database", f"{database}: {why}")
     with suppress(OSError):
@@ -313,15 +346,3 @@ def _queue(config: Config, base: Path, database: Path) -> Iterator[Finding]:
         yield _failed("queue.control", e)
     except Unreachable as e:
         yield _warning("queue.control", str(e), e.hint or "")
-
-
-def _foreign(begins: bytes) -> str:
-    """Why a file that begins so is no queue of ours; empty when it is, or when it is still empty."""
-    if not begins:
-        return ""
-    if not begins.startswith(SQLITE):
-        return "not a SQLite database"
-    version, application = (int.from_bytes(begins[at : at + 4], "big") for at in (60, 68))
-    if application != APPLICATION:
-        return "a SQLite database, but not of a queue"
-    return f"a queue of format {version}, made by a newer version" if version > len(STEPS) else ""

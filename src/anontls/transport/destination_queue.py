@@ -280,9 +280,9 @@ class DestinationQueue(ABC):
                 return job
         return None
 
-    def _retry_later(self, reply: Reply, hop: NextHop | None) -> None:
+    def _retry_later(self, reply: Reply, hop: NextHop | None, why: str = "") -> None:
         """Nothing can be sent now: retry all of it later."""
-        self.last_error = self._error(reply, hop)
+        self.last_error = self._error(reply, hop, why)
         if self.next_retry is not None or self.owner.stopping:
             return
         now = self.owner.clock()
@@ -309,8 +309,8 @@ class DestinationQueue(ABC):
             self._retry_timer.cancel()
             self._retry_timer = None
 
-    def _error(self, reply: Reply, hop: NextHop | None) -> str:
-        return last_error(reply, "" if hop is None else hop.server or hop.host, "", self.owner.clock())
+    def _error(self, reply: Reply, hop: NextHop | None, why: str) -> str:
+        return last_error(reply, "" if hop is None else hop.server or hop.host, "", self.owner.clock(), why)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 

@@ -134,8 +134,10 @@ class Node:
             decision = select(msgspec.structs.replace(facts, store=self._store()), self.rules)
         self.metrics.decided(decision)
         connector = receive_connector or send_connector
-        for event in decision.events:
-            self.events.write(event, connector=connector.identity if connector else "")
+        for step in decision.steps:
+            if step.event is not None:
+                event = msgspec.structs.replace(step.event, cause=step.because)
+                self.events.write(event, connector=connector.identity if connector else "")
         return decision
 
     def presented(self, decision: Decision) -> Presented | None:

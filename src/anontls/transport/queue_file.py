@@ -20,6 +20,13 @@ LOG_SIZE = 16 * 1024 * 1024
 
 APPLICATION = 0x616E746C  # "antl", at octet 68 of the file: tells whose it is
 
+# https://www.sqlite.org/fileformat2.html: section 1.3 the header of a database, 4.1 of a write-ahead log
+SQLITE = b"SQLite format 3\0"
+HEADER = 108  # octets of the first page: the header of the database, and that of the page itself
+LOG_MAGIC = {b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83"}
+LOG_HEADER, FRAME_HEADER = 32, 24  # octets
+LOG_SEEN = 1 << 30  # octets of a log that are looked at
+
 #: Step N brings a database from version N (``user_version``) to N + 1; 0 is an empty one.  Released steps never change.
 STEPS: tuple[tuple[str, ...], ...] = (
     (
@@ -51,6 +58,58 @@ STEPS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
     ),
 )
+
+
+def foreign(path: Path) -> str:
+    """Why a file is no queue of ours; empty when it is, or when it is still empty.
+
+    Its octets are looked at and nothing else: SQLite itself would make files beside it, and those of another user would
+    lock the node out.  For a process of its own, because to close a file lets go of the locks that SQLite has on it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    # First the log: what is no longer in it has been copied into the database before.
+    logged = _logged(path.with_name(f"{path.name}-wal"))
+    with path.open("rb") as file:
+        first = file.read(HEADER)
+    if not first:
+        return ""
+    if not first.startswith(SQLITE):
+        return "not a SQLite database"
+    if first[18:20] == b"\2\2" and logged:  # it has a log, and what is there is newer
+        first = logged
+    version, application = (int.from_bytes(first[at : at + 4], "big") for at in (60, 68))
+    if application != APPLICATION:
+        # As a node makes it before its tables: a page of a table, with no entry.
+        empty = not application and not version and first[100:101] == b"\x0d" and first[103:105] == b"\0\0"
+        return "" if empty else "a SQLite database, but not of a queue"
+    return f"a queue of format {version}, made by a newer version" if version > len(STEPS) else ""
+
+
+def _logged(path: Path) -> bytes:
+    """How the first page of a database begins as its write-ahead log last committed it; empty when that has none."""
+    try:
+        file = path.open("rb", buffering=0)
+    except FileNotFoundError:
+        return b""
+    with file:
+        header = file.read(LOG_HEADER)
+        size, salts = int.from_bytes(header[8:12], "big"), header[16:24]
+        if header[:4] not in LOG_MAGIC or not 512 <= size <= 65_536:
+            return b""
+        committed = last = b""
+        frames = (min(os.fstat(file.fileno()).st_size, LOG_SEEN) - LOG_HEADER) // (FRAME_HEADER + size)
+        for number in range(frames):
+            file.seek(LOG_HEADER + number * (FRAME_HEADER + size))
+            frame = file.read(FRAME_HEADER + HEADER)
+            if frame[8:16] != salts:  # of an earlier round
+                break
+            if frame[:4] == b"\0\0\0\1":
+                last = frame[FRAME_HEADER:]
+            if any(frame[4:8]):  # the size of the database: the last frame of a transaction
+                committed = last
+        return committed
 
 
 @contextmanager

@@ -117,22 +117,10 @@ class Service:
 
     def _follower(self) -> Follower | None:
         """The directory, read for the first time, where one is followed."""
-        directory = self.config.directory
-        if not directory.urls:
+        if not self.config.directory.urls:
             return None
-        settings = ldap_settings(
-            ",".join(directory.urls),
-            bind=directory.bind,
-            password_file=self.base / directory.password_file if directory.password_file else None,
-            ca=self.base / directory.ca if directory.ca else None,
-        )
-        follower = Follower(
-            settings,
-            open_organization(str(self.base / self.config.node.organization)),
-            now=self.now,
-            interval=directory.interval,
-            grace=directory.grace,
-        )
+        organization = open_organization(str(self.base / self.config.node.organization))
+        follower = follower_of(self.config, self.base, organization, self.now)
         follower.first()
         return follower
 
@@ -441,6 +429,22 @@ class Service:
         await asyncio.sleep(0)  # so that what was cut off says so in the log
         self._flush()
         self._say("stopped")
+
+
+def follower_of(config: Config, base: Path, organization: Organization, now: Callable[[], datetime]) -> Follower:
+    """Of the directory that a configuration names, and what ``organization`` says besides; not read yet.
+
+    Raises:
+        UsageError: the configuration, or what it names.
+    """
+    directory = config.directory
+    settings = ldap_settings(
+        ",".join(directory.urls),
+        bind=directory.bind,
+        password_file=base / directory.password_file if directory.password_file else None,
+        ca=base / directory.ca if directory.ca else None,
+    )
+    return Follower(settings, organization, now=now, interval=directory.interval, grace=directory.grace)
 
 
 def _writable(path: Path) -> Path:

@@ -142,11 +142,11 @@ class SessionQueue(DestinationQueue):
         for job in reversed(lost if enough else lost[1:]):
             self.owner.put_back(self, job)
         if not enough:
-            self.last_error = self._error(failure.reply, way.session.hop)
+            self.last_error = self._error(failure.reply, way.session.hop, failure.why)
             self.owner.postpone(self, lost[0], failure, self.owner.schedule.next_retry(0))
         self._forget(way)
         if not way.delivered:
-            self._failed(failure.reply, way.session.hop)
+            self._failed(failure.reply, way.session.hop, failure.why)
         self.wake()
 
     def _forget(self, way: Way) -> None:
@@ -192,7 +192,7 @@ class SessionQueue(DestinationQueue):
             self.wake()
 
     async def _open(self) -> None:
-        failed: tuple[Reply, NextHop | None] = (NO_HOSTS, None)
+        failed: tuple[Reply, NextHop | None, str] = (NO_HOSTS, None, "")
         try:
             for hop in await self._known_hosts():
                 session = self.owner.session(hop)
@@ -202,7 +202,7 @@ class SessionQueue(DestinationQueue):
                 try:
                     await session.open()
                 except SessionFailed as e:
-                    failed = e.reply, hop
+                    failed = e.reply, hop, e.why
                     await session.close()
                     continue
                 except BaseException:  # cancelled
@@ -217,7 +217,7 @@ class SessionQueue(DestinationQueue):
             if e.reply.permanent:
                 self._return(e.reply)
                 return
-            failed = e.reply, None
+            failed = e.reply, None, ""
         self._failed(*failed)
 
     def _return(self, reply: Reply) -> None:
@@ -241,14 +241,14 @@ class SessionQueue(DestinationQueue):
             self._hosts = [*self._hosts[1:], *self._hosts[:1]]
         return list(self._hosts)
 
-    def _failed(self, reply: Reply, hop: NextHop | None) -> None:
+    def _failed(self, reply: Reply, hop: NextHop | None, why: str) -> None:
         """No session could be had; while others go on, they are enough for now."""
         self._hosts_until = 0.0
         if self.ways:
-            self.last_error = self._error(reply, hop)
+            self.last_error = self._error(reply, hop, why)
             self._crowd()
         else:
-            self._retry_later(reply, hop)
+            self._retry_later(reply, hop, why)
 
     def _crowd(self) -> None:
         if not self._crowded:

@@ -103,12 +103,14 @@ class Settlement:
         self._finish(queued, gone, reports)
         return min(due, default=None)
 
-    def failed_session(self, queued: Queued, pending: list[Pending], reply: Reply, remote: str, due: float) -> bool:
+    def failed_session(
+        self, queued: Queued, pending: list[Pending], reply: Reply, remote: str, why: str, due: float
+    ) -> bool:
         """The session broke while they were on their way, and there is no word on them; whether any still waits."""
         now = self.clock()
         for each in pending:
             each.attempts += 1
-            each.last_error = last_error(reply, remote, "", now)
+            each.last_error = last_error(reply, remote, "", now, why)
         return self.late(queued, pending, due)
 
     def late(self, queued: Queued, pending: list[Pending], due: float) -> bool:

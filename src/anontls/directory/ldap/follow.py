@@ -68,7 +68,8 @@ class Follower:
     domain controller answers, the last known value serves until it is ``grace`` seconds old; then the attribute of every
     server cannot be read, until one answers again.
 
-    In this order: :meth:`first`, then in the event loop :meth:`start` and at the end :meth:`stop`.
+    In this order: :meth:`first`, then in the event loop :meth:`start` and at the end :meth:`stop`; or :meth:`first` and
+    :meth:`close`, to know what it says now.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class Follower:
             self._tick.cancel()
         self._stopping.set()
         if self._thread is None:
-            self._close()
+            self.close()
             return
         self._wake()
         await asyncio.to_thread(self._thread.join, patience)
@@ -258,9 +259,10 @@ class Follower:
                 except Exception as e:  # noqa: BLE001 whatever comes of hostile input, a later look may be better
                     self._wait(self._failed(self._clock(), e))
         finally:
-            self._close()
+            self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Leave; what was said stays.  For whoever does not start it."""
         self._directory.close()
         self._wakes.close()
         self._waker.close()
