@@ -79,6 +79,8 @@ class ProtocolLog:
         self.lines: list[str] = []  #: gathered, for :meth:`flush`
         self.stamp = ""  #: the time of a line that is written before the monotonic clock shows ``stamp_until``
         self.stamp_until = 0.0
+        self._second = (datetime.min.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC))  # its beginning and end
+        self._second_shown = ""
         self._file: Path | None = None
         self._hour = ""
         self._size = 0
@@ -91,7 +93,13 @@ class ProtocolLog:
     def renew_stamp(self, tick: float) -> None:
         """Look at the clock again: sessions write many lines in the millisecond that their time shows."""
         self.stamp_until = tick + 0.001
-        self.stamp = _time(self._now())
+        now = self._now()
+        begin, end = self._second
+        if not begin <= now < end:
+            begin = now.replace(microsecond=0)
+            self._second = (begin, begin + timedelta(seconds=1))
+            self._second_shown = _time(begin)[:-4]
+        self.stamp = f"{self._second_shown}{now.microsecond // 1000:03}Z"
 
     def flush(self) -> None:
         """Write what was gathered; a full disk loses log lines, never mail."""

@@ -46,7 +46,7 @@ def in_data(**fields: object) -> Server:
 def test_one_output_for_a_group_and_content_in_large_slices() -> None:
     session = hello().session
     events = session.receive(GROUP)
-    assert events == [MessageBegins(Envelope("a@client.example", [Recipient("b@mail.example")]))]
+    assert events == [MessageBegins(Envelope("a@client.example", [Recipient("b@mail.example")]), lines=True)]
     assert session.output().count(b"\r\n") == 3
     body = b"x" * 70 + b"\r\n"
     events = session.receive(body * 1000)

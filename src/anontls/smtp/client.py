@@ -26,6 +26,7 @@ import msgspec
 
 from anontls.smtp import syntax
 from anontls.smtp.authentication import AuthenticatingClient
+from anontls.smtp.content import Needs
 from anontls.smtp.errors import LocalProtocolError, RemoteProtocolError
 from anontls.smtp.events import (
     ClientClosed,
@@ -175,17 +176,18 @@ class ClientSession(AuthenticatingClient):
         self._reader = ReplyReader()
         self._hello()
 
-    def send(self, envelope: Envelope, content: Content) -> list[ClientEvent]:
+    def send(self, envelope: Envelope, content: Content, need: Needs | None = None) -> list[ClientEvent]:
         """Queue a message.  One that this peer cannot be given is refused here and now, and nothing of it is sent.
 
         ``content`` is the whole message, or its pieces.  Pieces are looked at only as they are sent; ``envelope.body``
         says what they may hold, and pieces that hold more end the connection, because a message cannot be taken back.
+        ``need`` is what a whole message asks of a peer, where that is known.
         """
         if (self.state, "send message") not in CLIENT or self._quitting:
             raise LocalProtocolError(f"a message while waiting for {self.state.value}")
         if self.settings.require_tls and self.tls is None:
             raise LocalProtocolError("a message in clear")
-        refusal, message = prepare(envelope, content, self.extensions, chunked=self._chunking)
+        refusal, message = prepare(envelope, content, self.extensions, need, chunked=self._chunking)
         if refusal is not None:
             return [Rejected(envelope, "local", refusal, (refusal,) * len(envelope.recipients))]
         self._queue.append(message)

@@ -27,9 +27,10 @@ class StartTls(msgspec.Struct, frozen=True, gc=False):
 
 
 class MessageBegins(msgspec.Struct, frozen=True, gc=False):
-    """Content follows."""
+    """Content follows; ``lines``: sent with DATA, so that each line ends with CRLF, and CR and LF stand nowhere else."""
 
     envelope: Envelope
+    lines: bool
 
 
 class Content(msgspec.Struct, frozen=True, gc=False):

@@ -135,12 +135,20 @@ _NEEDS_BY_BODY: Final = {
 
 
 def prepare(
-    envelope: Envelope, content: Content, extensions: Mapping[str, tuple[str, ...]], *, chunked: bool
+    envelope: Envelope,
+    content: Content,
+    extensions: Mapping[str, tuple[str, ...]],
+    need: Needs | None = None,
+    *,
+    chunked: bool,
 ) -> tuple[Reply | None, Message]:
-    """What a message is for a peer with these extensions, and why it cannot be sent, if so."""
+    """What a message is for a peer with these extensions, and why it cannot be sent, if so; see `ClientSession.send`."""
     whole = isinstance(content, bytes)
     size = len(content) if isinstance(content, bytes) else envelope.size
-    need = needs(content) if isinstance(content, bytes) else _NEEDS_BY_BODY.get(envelope.body, Needs.BINARY)
+    if not isinstance(content, bytes):
+        need = _NEEDS_BY_BODY.get(envelope.body, Needs.BINARY)
+    elif need is None:
+        need = needs(content)
     body = _body(envelope.body, need, extensions, chunked=chunked)
     wide = not (envelope.sender.isascii() and all(r.address.isascii() for r in envelope.recipients))
     utf8 = wide or (envelope.smtputf8 and not (whole and _ascii_header(content)))

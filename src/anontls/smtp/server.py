@@ -286,7 +286,7 @@ class ServerSession(AuthenticatingServer):
         self._go("DATA")
         self._dots.begin()
         self._size, self._drained, self._refusal = 0, 0, None
-        events.append(MessageBegins(envelope))
+        events.append(MessageBegins(envelope, lines=True))
         self._put(_START_MAIL_INPUT)
 
     def _bdat(self, text: str, events: list[ServerEvent]) -> None:
@@ -315,7 +315,7 @@ class ServerSession(AuthenticatingServer):
             return
         if self.state is not ServerState.BDAT:
             self._size, self._drained, self._refusal = 0, 0, None
-            events.append(MessageBegins(envelope))
+            events.append(MessageBegins(envelope, lines=False))
         self._go(what)
         self._chunk = self._chunk_size = octets
         if self._size + octets > self.settings.max_size:

@@ -11,20 +11,27 @@ from anontls.smtp.content import LineEnds, Needs, needs
 
 IN_MEMORY = 1024 * 1024  # octets of a message that stay in memory
 LITTLE = 64 * 1024  # octets that always do
+SMALL = (
+    4096  # octets; smaller pieces are put together: of a peer that sends octet by octet, memory would fill with them
+)
 ALL_IN_MEMORY = 256 * 1024 * 1024  # octets of all messages together; beyond, only little ones stay in memory
 PIECE = 256 * 1024
 
 
 class Body:
-    """Grows by :meth:`add`; closed when the message is settled."""
+    """Grows by :meth:`add`; closed when the message is settled.
 
-    __slots__ = ("_data", "_error", "_file", "size")
+    ``lines``: each line is known to end with CRLF, and CR and LF stand nowhere else.
+    """
+
+    __slots__ = ("_error", "_file", "_lines", "_pieces", "size")
 
     in_use: ClassVar[int] = 0  #: octets in memory, of all messages
 
-    def __init__(self) -> None:
+    def __init__(self, *, lines: bool = False) -> None:
         self.size = 0
-        self._data: bytes | bytearray = b""
+        self._lines = lines
+        self._pieces: list[bytes | bytearray] = []
         self._file: IO[bytes] | None = None
         self._error: OSError | None = None
 
@@ -34,30 +41,30 @@ class Body:
         if self._error is not None:
             return
         if self._file is None:
-            if not self._data:
-                self._data = data  # mostly the whole message
+            pieces = self._pieces
+            if not pieces or len(data) >= SMALL:
+                pieces.append(data)  # mostly the whole message
+            elif isinstance(pieces[-1], bytearray):
+                pieces[-1] += data
             else:
-                # one buffer, not a list: a peer that sends octet by octet would fill it with objects
-                if isinstance(self._data, bytes):
-                    self._data = bytearray(self._data)
-                self._data += data
+                pieces.append(bytearray(data))
             Body.in_use += len(data)
             if self.size <= LITTLE or (self.size <= IN_MEMORY and Body.in_use <= ALL_IN_MEMORY):
                 return
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(prefix="anontls-")  # noqa: SIM115 closed with the message
-                self._file.write(self._forget())
+                self._file.write(b"".join(self._forget()))
             else:
                 self._file.write(data)
         except OSError as e:
             self._error = e
             self.close()
 
-    def _forget(self) -> bytes | bytearray:
-        data, self._data = self._data, b""
-        Body.in_use -= len(data)
-        return data
+    def _forget(self) -> list[bytes | bytearray]:
+        pieces, self._pieces = self._pieces, []
+        Body.in_use -= sum(map(len, pieces))
+        return pieces
 
     def complete(self) -> None:
         """All has been added.
@@ -75,12 +82,16 @@ class Body:
 
     def in_memory(self) -> bytes | None:
         """All of it, when it is in memory."""
-        return bytes(self._data) if self._file is None else None
+        return self._joined() if self._file is None else None
+
+    def _joined(self) -> bytes:
+        first = self._pieces[0] if self._pieces else b""
+        return first if len(self._pieces) == 1 and isinstance(first, bytes) else b"".join(self._pieces)
 
     def pieces(self) -> Iterator[bytes]:
         """All of it, piece by piece; may be asked again."""
         if self._file is None:
-            yield bytes(self._data)
+            yield self._joined()
             return
         self._file.seek(0)
         while piece := self._file.read(PIECE):
@@ -89,7 +100,9 @@ class Body:
     def needs(self) -> Needs:
         """What it asks of a peer, whatever its sender declared; reads all of it."""
         if self._file is None:
-            return needs(bytes(self._data))
+            if not self._lines:
+                return needs(self._joined())
+            return Needs.SEVEN_BIT if all(piece.isascii() for piece in self._pieces) else Needs.EIGHT_BIT
         ends, ascii_only = LineEnds(), True
         for piece in self.pieces():
             if not ends.add(piece):

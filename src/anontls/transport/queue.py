@@ -10,6 +10,7 @@ import msgspec
 
 from anontls.errors import Unreachable
 from anontls.smtp import Reply, exchange
+from anontls.smtp.content import Needs
 from anontls.smtp.syntax import Envelope, Recipient
 from anontls.transport.body import Body
 
@@ -37,7 +38,7 @@ class Queued(msgspec.Struct, kw_only=True):
     """One message of the queue; the recipients of ``envelope`` are those of ``pending``, in the same order.
 
     ``content`` is the whole message, with the fields that this server put in front; ``None`` where it is large
-    (`QueueStore.pieces`) or was not asked for.
+    (`QueueStore.pieces`) or was not asked for.  ``need`` is what it asks of a peer, while that is known.
     """
 
     id: int
@@ -46,6 +47,7 @@ class Queued(msgspec.Struct, kw_only=True):
     pending: list[Pending]
     size: int
     content: bytes | None = None
+    need: Needs | None = None
     suspended: bool = False
 
 
@@ -56,6 +58,7 @@ class New(msgspec.Struct, kw_only=True):
     arrived: float
     head: bytes
     body: Body | bytes
+    need: Needs | None = None  #: see `Queued`
 
 
 class Work(msgspec.Struct, kw_only=True):

@@ -88,7 +88,7 @@ class QueueDelivery:
         if hops(small if small is not None else next(body.pieces(), b"")) >= MAX_HOPS:
             return LOOP
         if small is not None:
-            new = New(envelope=envelope, arrived=dispatcher.clock(), head=b"", body=received + small)
+            new = New(envelope=envelope, arrived=dispatcher.clock(), head=b"", body=received + small, need=body.needs())
         else:
             # Many senders declare nothing and send eight bits; what is sent in pieces is held to what was declared.
             need = await asyncio.to_thread(body.needs)

@@ -323,7 +323,7 @@ class Connection(asyncio.Protocol):
                     if self._body is not None:
                         self._body.add(event.data)
                 case MessageBegins():
-                    self._body = Body()
+                    self._body = Body(lines=event.lines)
                 case MessageEnds():
                     self._delivering = task = self._loop.create_task(self._deliver(event.envelope))
                     self.receiver.deliveries.add(task)

@@ -21,6 +21,7 @@ from anontls.kerberos.failure import KerberosFailed, Reason
 from anontls.protocol_log import Mark, ProtocolLog
 from anontls.selection import Decision
 from anontls.smtp import ClientSession, ClientSettings, LocalProtocolError, RemoteProtocolError, Reply, exchange
+from anontls.smtp.content import Needs
 from anontls.smtp.events import (
     Authenticated,
     Challenge,
@@ -182,8 +183,17 @@ class OutboundSession(asyncio.Protocol):
         self.flush()
         return await verdict
 
-    def submit(self, envelope: Envelope, content: bytes | Iterable[bytes], said: Callable[[Verdict], None]) -> None:
-        """Put a message behind those on their way; :meth:`flush` sends it, and ``said`` hears the verdict once."""
+    def submit(
+        self,
+        envelope: Envelope,
+        content: bytes | Iterable[bytes],
+        said: Callable[[Verdict], None],
+        need: Needs | None = None,
+    ) -> None:
+        """Put a message behind those on their way; :meth:`flush` sends it, and ``said`` hears the verdict once.
+
+        ``need`` is what a whole message asks of a peer, where that is known.
+        """
         if self._broken is not None:
             said(self._broken)
             return
@@ -191,7 +201,7 @@ class OutboundSession(asyncio.Protocol):
             self._moved = self._loop.time()
         self._sent[id(envelope)] = said
         try:
-            self._submitted += self._session.send(envelope, content)
+            self._submitted += self._session.send(envelope, content, need)
         except LocalProtocolError as e:
             del self._sent[id(envelope)]
             said(self._failed(UNREACHABLE, str(e), "lost"))

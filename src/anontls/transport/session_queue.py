@@ -110,7 +110,8 @@ class SessionQueue(DestinationQueue):
         if room <= 0:
             return
         while room > 0 and (job := self._take()) is not None:
-            session.submit(job.envelope, self.owner.content(job.queued), partial(self._said, way, job))
+            queued = job.queued
+            session.submit(job.envelope, self.owner.content(queued), partial(self._said, way, job), queued.need)
             room -= 1
         session.flush()
 

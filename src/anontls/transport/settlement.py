@@ -270,6 +270,7 @@ def queued_from(number: int, new: New) -> Queued:
         pending=[Pending(number=place, recipient=each) for place, each in enumerate(new.envelope.recipients)],
         size=len(new.head) + (len(body) if isinstance(body, bytes) else body.size),
         content=new.head + body if isinstance(body, bytes) else None,
+        need=new.need,
     )
 
 
