@@ -92,6 +92,8 @@ class ProtocolLog:
 
     def renew_stamp(self, tick: float) -> None:
         """Look at the clock again: sessions write many lines in the millisecond that their time shows."""
+        if len(self.lines) >= FLUSH_AT:
+            self.flush()
         self.stamp_until = tick + 0.001
         now = self._now()
         begin, end = self._second
@@ -170,13 +172,24 @@ class SessionLog:
 
     def add(self, mark: str, data: str = "", context: str = "") -> None:
         """One line; ``mark`` is a `Mark`, or its text."""
-        self._line(mark, _field(data), _field(context))
+        log, sequence = self._log, self._sequence
+        tick = monotonic()
+        if tick >= log.stamp_until:
+            log.renew_stamp(tick)
+        way = self._way
+        log.lines.append(f"{log.stamp},{self._prefix}{sequence}{way}{mark},{_field(data)},{_field(context)}\r\n")
+        self._sequence = sequence + 1
 
     def dialogue(self, mark: str, data: bytes) -> None:
         """A command, or a reply with all its lines: in one row, or a row each [FACT O 4.2]."""
         text = data.decode("utf-8", "replace")
-        if text.isprintable() and "," not in text and '"' not in text:  # nearly always: as `add` would write it
-            self._line(mark, text, "")
+        if text.isprintable() and "," not in text and '"' not in text:  # nearly always; the same as `add`, in one call
+            log, sequence = self._log, self._sequence
+            tick = monotonic()
+            if tick >= log.stamp_until:
+                log.renew_stamp(tick)
+            log.lines.append(f"{log.stamp},{self._prefix}{sequence}{self._way}{mark},{text},\r\n")
+            self._sequence = sequence + 1
         elif "\r\n" not in text:
             self.add(mark, text)
         elif self._log.layout == "rows":
@@ -184,16 +197,6 @@ class SessionLog:
                 self.add(mark, line)
         else:
             self.add(mark, f"{text[:3]}  " + " ".join(line[4:] for line in text.split("\r\n")))
-
-    def _line(self, mark: str, data: str, context: str) -> None:
-        log, sequence = self._log, self._sequence
-        tick = monotonic()
-        if tick >= log.stamp_until:
-            log.renew_stamp(tick)
-        log.lines.append(f"{log.stamp},{self._prefix}{sequence}{self._way}{mark},{data},{context}\r\n")
-        self._sequence = sequence + 1
-        if len(log.lines) >= FLUSH_AT:
-            log.flush()
 
     def information(self, data: str = "", context: str = "") -> None:
         """A line of the program's own."""

@@ -254,7 +254,8 @@ class ClientSession(AuthenticatingClient):
         if message.state is MessageState.QUEUED:
             message.go("send MAIL")
             self._command(message.mail_line, _Wants.MAIL, message)
-            return True
+            if not pipelining:
+                return True
         if message.state is MessageState.ENVELOPE:
             return self._send_envelope(message, pipelining)
         if message.state is MessageState.CONTENT:
@@ -275,7 +276,8 @@ class ClientSession(AuthenticatingClient):
                     line += f" ORCPT={recipient.orcpt}"
                 message.rcpt_sent += 1
                 self._command(line.encode(), _Wants.RCPT, message)
-            return True
+            if not pipelining or self._size >= OUTPUT_SLICE:
+                return True
         if not message.chunked:
             message.go("send DATA")
             self._command(b"DATA", _Wants.DATA, message)
@@ -414,28 +416,27 @@ class ClientSession(AuthenticatingClient):
         return self.settings.lmtp and len(message.end_replies) < message.accepted and reply.code != 421
 
     def _message_answer(self, wants: _Wants, message: Message, reply: Reply, events: list[ClientEvent]) -> None:
-        if wants is _Wants.MAIL:
-            _must_be(reply.positive or reply.code >= 400, "MAIL", reply)
-            message.mail_ok = reply.positive
-            if not reply.positive:
-                message.failure = ("MAIL", reply)
-        elif wants is _Wants.RCPT:
-            _must_be(reply.positive or reply.code >= 400, "RCPT", reply)
-            recipient = message.envelope.recipients[len(message.rcpt_replies)]
-            message.rcpt_replies.append(reply)
-            message.accepted += reply.positive
-            events.append(RecipientAnswered(message.envelope, recipient, reply))
-        elif wants is _Wants.DATA:
+        positive = reply.code < 300
+        if wants is _Wants.DATA:
             self._data_answer(message, reply, events)
             return
+        if 300 <= reply.code < 400:
+            raise RemoteProtocolError(f"{_ANSWERED[wants]} answered with {reply}")
+        if wants is _Wants.MAIL:
+            message.mail_ok = positive
+            if not positive:
+                message.failure = ("MAIL", reply)
+        elif wants is _Wants.RCPT:
+            recipient = message.envelope.recipients[len(message.rcpt_replies)]
+            message.rcpt_replies.append(reply)
+            message.accepted += positive
+            events.append(RecipientAnswered(message.envelope, recipient, reply))
         elif wants is _Wants.CHUNK:
-            _must_be(reply.positive or reply.code >= 400, "BDAT", reply)
-            if not reply.positive and message.failure is None:
+            if not positive and message.failure is None:
                 message.failure = ("BDAT", reply)
         else:
-            _must_be(reply.positive or reply.code >= 400, "the end of data", reply)
             message.go("answered")
-            if not reply.positive and not any(r.positive for r in message.end_replies):
+            if not positive and not any(r.positive for r in message.end_replies):
                 self._reset = self._reset or message.chunked
             self._finish(message, events)
             return
@@ -501,6 +502,14 @@ class ClientSession(AuthenticatingClient):
         unanswered = tuple(m.envelope for m in others)
         events.append(ClientClosed(reply, uncertain + unanswered, uncertain))
 
+
+# What a reply to a message answers, in words.
+_ANSWERED: Final = {
+    _Wants.MAIL: "MAIL",
+    _Wants.RCPT: "RCPT",
+    _Wants.CHUNK: "BDAT",
+    _Wants.END: "the end of data",
+}
 
 # Answers to EHLO that mean "no such command".  [RFC5321 4.1.4]
 _NO_EHLO: Final = frozenset({500, 501, 502, 504})

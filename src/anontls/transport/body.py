@@ -85,8 +85,9 @@ class Body:
         return self._joined() if self._file is None else None
 
     def _joined(self) -> bytes:
-        first = self._pieces[0] if self._pieces else b""
-        return first if len(self._pieces) == 1 and isinstance(first, bytes) else b"".join(self._pieces)
+        if len(self._pieces) != 1 or not isinstance(self._pieces[0], bytes):
+            self._pieces = [b"".join(self._pieces)]
+        return bytes(self._pieces[0])
 
     def pieces(self) -> Iterator[bytes]:
         """All of it, piece by piece; may be asked again."""
@@ -100,9 +101,10 @@ class Body:
     def needs(self) -> Needs:
         """What it asks of a peer, whatever its sender declared; reads all of it."""
         if self._file is None:
+            whole = self._joined()
             if not self._lines:
-                return needs(self._joined())
-            return Needs.SEVEN_BIT if all(piece.isascii() for piece in self._pieces) else Needs.EIGHT_BIT
+                return needs(whole)
+            return Needs.SEVEN_BIT if whole.isascii() else Needs.EIGHT_BIT
         ends, ascii_only = LineEnds(), True
         for piece in self.pieces():
             if not ends.add(piece):
