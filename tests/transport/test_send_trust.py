@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -208,6 +209,40 @@ def test_a_send_connector_that_requires_tls(world: World, hop: Hop, sent: bool) 
 
     run(session())
     assert not any(command.startswith("MAIL") for command in hop.clear)
+
+
+class LettingGo:
+    """A loop that forgets a connection as soon as it is made, as uvloop does with one that is cancelled just then."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, cancels: bool) -> None:
+        self.loop = loop
+        self.cancels = cancels
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loop, name)
+
+    async def create_connection(self, made: Callable[[], OutboundSession], host: str, port: int) -> None:
+        transport, _ = await self.loop.create_connection(asyncio.Protocol, host, port)
+        made().connection_made(transport)
+        transport.abort()
+        if self.cancels:
+            raise asyncio.CancelledError
+        await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize("cancels", [True, False], ids=["cancelled", "timed out"])
+def test_a_session_that_ends_as_it_is_made_has_ended(world: World, *, cancels: bool) -> None:
+    hop = Hop()
+
+    async def session() -> None:
+        async with hop.listening(), world.node(EDGE) as node:
+            out = OutboundSession(node.service.node, NextHop(host="127.0.0.1", port=hop.port, timeout=0.2))
+            out._loop = cast("asyncio.AbstractEventLoop", LettingGo(asyncio.get_running_loop(), cancels=cancels))
+            with pytest.raises(asyncio.CancelledError if cancels else SessionFailed):
+                await out.open()
+            assert out.ended.done()
+
+    run(session())
 
 
 # --- the decision is not to use the verb ------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ class OutboundSession(asyncio.Protocol):
                 self._decide()
             self._tell(Mark.INFORMATION, "", "attempting to connect")
             async with asyncio.timeout(hop.timeout):
-                await self._loop.create_connection(lambda: self, hop.host, hop.port)
+                await self._connect()
             self._moved = self._loop.time()
             self._watch()
             await self._ready
@@ -163,6 +163,15 @@ class OutboundSession(asyncio.Protocol):
         finally:
             if self._transport is None and not self.ended.done():  # there was no connection, so none will end
                 self._end()
+
+    async def _connect(self) -> None:
+        try:
+            await self._loop.create_connection(lambda: self, self.hop.host, self.hop.port)
+        except BaseException:
+            # Cancelled when it was just made: the loop lets go of it, and may never say that it is lost.
+            self.abort()
+            self._transport = None
+            raise
 
     async def deliver(self, envelope: Envelope, content: bytes | Iterable[bytes]) -> tuple[Reply, ...]:
         """Send one message; the last word on each recipient, in their order.
