@@ -145,6 +145,32 @@ def test_data_that_comes_with_the_last_message_of_the_client_is_read() -> None:
     assert [here.handshake_done, here.read()] == [True, b"EHLO mbx2\r\n"]
 
 
+@given(
+    st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=4),
+    st.lists(st.integers(min_value=1, max_value=400), max_size=6),
+    st.sampled_from(VERSIONS),
+)
+def test_nothing_waits_wherever_records_are_cut(messages: list[bytes], cuts: list[int], version: Version) -> None:
+    """What has arrived whole is read at once, also when the cut is inside the handshake or a record's header."""
+    here, there = TlsPump(server_context(own(), maximum=version)), TlsPump(client_context(own()))
+    there.start()
+    here.received(there.output())
+    there.received(here.output())
+    flight = there.output()
+    if not there.handshake_done:  # TLS 1.2: the server has the last word
+        here.received(flight)
+        there.received(here.output())
+        flight = b""
+    for message in messages:
+        there.write(message)
+    arriving, at = flight + there.output(), 0
+    for size in [*cuts, len(arriving)]:
+        here.received(arriving[at : at + size])
+        at += size
+    assert here.read() == b"".join(messages)
+    assert not here._connection.pending()
+
+
 def test_close_notify_is_the_end_and_what_follows_is_nothing() -> None:
     here, there = connect(server_context(own()), client_context())
     there.write(b"QUIT\r\n")

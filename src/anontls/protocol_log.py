@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
+from functools import lru_cache
 from pathlib import Path
 from time import monotonic
 from typing import Literal
@@ -16,6 +17,7 @@ from anontls.facts import Certificate, is_unknown
 FIELDS = "date-time,connector-id,session-id,sequence-number,local-endpoint,remote-endpoint,event,data,context"
 VERSION = "15.0.0.0"  # what real files say, whatever the build [FACT O 4.1]
 ROW_CONTEXT = " certificate Subject Issuer name Serial number Thumbprint Not before Not after Subject alternate names"
+MAX_CERTIFICATES = 256  # whose properties are kept
 FLUSH_AT = 512  # lines gathered before a write, most of them of about 100 octets
 HOUR = "%Y%m%d%H"  # of the file names [FACT O 4.1]
 
@@ -224,6 +226,7 @@ class SessionLog:
             self.information(value, f"Certificate {name}")
 
 
+@lru_cache(maxsize=MAX_CERTIFICATES)
 def _properties(certificate: Certificate) -> tuple[str, str, str, str, str, str, Iterable[str]]:
     parsed = certificate.x509
     before, after = certificate.not_before, certificate.not_after

@@ -33,6 +33,7 @@ MAX_KEPT = 8 * 1024  #: bytes of a peer's certificate that is read once and kept
 MAX_HANDSHAKE = 256 * 1024  #: bytes that a peer may send before the handshake is complete
 MAX_UNREAD = 4 * 1024 * 1024  #: decrypted bytes that may wait for :meth:`TlsPump.read`
 RECORD = 16 * 1024  #: plaintext of one TLS record at most; also what is passed at a time, so idle buffers stay small
+RECORD_HEADER = 5  #: its last two bytes are the length of what follows [RFC8446 5.1]
 OUTPUT = 32 * 1024  #: bytes taken from the library at a time
 
 REFUSED = (
@@ -162,6 +163,7 @@ class TlsPump:
     """
 
     __slots__ = (
+        "_ahead",
         "_connection",
         "_failure",
         "_got",
@@ -188,6 +190,7 @@ class TlsPump:
         self._peer: Certificate | None = None
         self._plain: list[bytes] = []
         self._unread = 0
+        self._ahead = 0  # octets to come of the record that has begun; -1: where records end is not known
         if side is Side.SERVER:
             self._connection.set_accept_state()
         else:
@@ -222,7 +225,10 @@ class TlsPump:
                 if self._got > MAX_HANDSHAKE:
                     self._fail(f"no complete handshake in {MAX_HANDSHAKE} bytes")
             self._connection.bio_write(part)
-            if self.handshake_done or self._handshake():
+            is_record = self._is_record(part)
+            if self.handshake_done:
+                self._decrypt(once=is_record)
+            elif self._handshake():
                 self._decrypt()
 
     def read(self) -> bytes:
@@ -275,7 +281,20 @@ class TlsPump:
         self.handshake_done = True
         return True
 
-    def _decrypt(self) -> None:
+    def _is_record(self, part: bytes | bytearray | memoryview) -> bool:
+        """Whether it is one whole record, as most short messages arrive."""
+        before = at = self._ahead
+        if before < 0:
+            return False
+        size, records = len(part), 0
+        while at + RECORD_HEADER <= size:
+            at += RECORD_HEADER + int.from_bytes(part[at + 3 : at + RECORD_HEADER], "big")
+            records += 1
+        self._ahead = at - size if at >= size else -1  # a header in two pieces is not followed
+        return records == 1 and before == self._ahead == 0
+
+    def _decrypt(self, *, once: bool = False) -> None:
+        """Take what can be read; ``once``: nothing follows a piece, and to be told so costs as much as the piece."""
         try:
             while True:
                 plain = self._connection.recv(RECORD)
@@ -283,6 +302,8 @@ class TlsPump:
                 self._unread += len(plain)
                 if self._unread > MAX_UNREAD:
                     self._fail(f"more than {MAX_UNREAD} bytes wait to be read")
+                if once:
+                    return
         except SSL.WantReadError:
             return
         except SSL.ZeroReturnError:
