@@ -33,6 +33,12 @@ from anontls.report.language import Language, say, show, texts
 from anontls.report.printable import printable
 from anontls.selection.internal_certificate import ATTRIBUTE, THUMBPRINT
 
+#: Shown unless an export has them.  [FACT R 5.4]
+NOT_IN_A_DIRECTORY = (
+    "a directory holds no certificate stores and no queues, and what most attributes of connectors mean is not verified:"
+    " `anontls org check` names the cmdlets that tell"
+)
+
 
 @click.group("org")
 def command() -> None:
@@ -135,6 +141,9 @@ def _imported(organization: Organization) -> str:
         computers = f", collected on {', '.join(source.computers)}" if source.computers else ""
         note = f" ({source.note})" if source.note else ""
         lines.append(printable(f"  {source.file}: {source.objects} objects{computers}{note}"))
+    unseen = any(is_unknown(server.certificates) for server in organization.servers)
+    if unseen and any(source.kind == "ldap" for source in organization.sources):
+        lines.append(NOT_IN_A_DIRECTORY)
     origins = {computer.lower() for source in organization.sources for computer in source.computers}
     if len(origins) > 1:
         lines.append(

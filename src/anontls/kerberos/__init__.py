@@ -157,6 +157,14 @@ class Initiator(_Context):
         """
         if self._context is not None:
             return self._step(token or b"")
+        try:
+            return self._first()
+        except KerberosFailed as e:
+            if e.reason is not Reason.NO_CREDENTIALS:
+                raise
+            raise KerberosFailed(e.reason, f"{self.account}: {e.text}") from None  # the library does not say whose
+
+    def _first(self) -> bytes:
         gssapi, flags = self._gssapi, self._gssapi.RequirementFlag
         with self._failures():
             account, target = (

@@ -40,6 +40,7 @@ class KerberosFailed(AnontlsError):
         text = "".join(c if c.isprintable() else " " for c in text[:MAX_TEXT])
         super().__init__(f"{reason.value}: {text}" if text else reason.value)
         self.reason = reason
+        self.text = text
 
 
 _KRB5 = -1765328384  # of the library's codes; the first 96 are those of the protocol [RFC4120 7.5.9]

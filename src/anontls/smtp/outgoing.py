@@ -102,9 +102,17 @@ class Message:
     def verdict(self, *, lmtp: bool) -> Delivered | Rejected:
         """The answers taken together: the last word on each recipient."""
         envelope = self.envelope
-        ends = iter(self.end_replies)
         end = self.end_replies[-1] if self.end_replies else None
         failure = self.failure
+        if (
+            failure is None
+            and end is not None
+            and end.positive
+            and not lmtp
+            and self.accepted == len(envelope.recipients)
+        ):
+            return Delivered(envelope, end, (end,) * self.accepted)  # mostly
+        ends = iter(self.end_replies)
         if failure is None and not self.accepted and self.rcpt_replies:
             failure = ("RCPT", self.rcpt_replies[-1])
         if failure is None and end is None:
@@ -150,7 +158,9 @@ def prepare(
     elif need is None:
         need = needs(content)
     body = _body(envelope.body, need, extensions, chunked=chunked)
-    wide = not (envelope.sender.isascii() and all(r.address.isascii() for r in envelope.recipients))
+    wide = not envelope.sender.isascii()
+    for recipient in envelope.recipients:
+        wide = wide or not recipient.address.isascii()
     utf8 = wide or (envelope.smtputf8 and not (whole and _ascii_header(content)))
 
     refusal = None

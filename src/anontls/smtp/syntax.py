@@ -245,18 +245,19 @@ def rcpt_parameters(text: str, offered: frozenset[str]) -> RcptParameters:
 
 def valid_envelope(envelope: Envelope) -> bool:
     """Whether every value can stand in a command without changing its meaning."""
+    for recipient in envelope.recipients:
+        if not (
+            valid_address(recipient.address)
+            and (recipient.notify is None or _NOTIFY.fullmatch(recipient.notify) is not None)
+            and (recipient.orcpt is None or _ORCPT.fullmatch(recipient.orcpt) is not None)
+        ):
+            return False
     return (
         (not envelope.sender or (valid_address(envelope.sender) and "@" in envelope.sender))
         and (envelope.body is None or envelope.body in _BODY)
         and (envelope.ret is None or envelope.ret in {"FULL", "HDRS"})
         and (envelope.envid is None or _ENVID.fullmatch(envelope.envid) is not None)
         and (envelope.auth is None or _AUTH.fullmatch(envelope.auth) is not None)
-        and all(
-            valid_address(recipient.address)
-            and (recipient.notify is None or _NOTIFY.fullmatch(recipient.notify) is not None)
-            and (recipient.orcpt is None or _ORCPT.fullmatch(recipient.orcpt) is not None)
-            for recipient in envelope.recipients
-        )
     )
 
 

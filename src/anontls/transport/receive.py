@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime
 from email.utils import format_datetime
-from functools import lru_cache
 from operator import is_
 from typing import Protocol, cast
 
@@ -100,6 +98,8 @@ class Receiver:
         self.deliveries: set[asyncio.Task[None]] = set()  # they outlive a session whose peer goes away
         self.draining = False
         self.writes = Writes()
+        self._loop = asyncio.get_running_loop()
+        self._date, self._date_until = "", 0.0
         self._offer: tuple[tuple[object, ...], ServerSettings, dict[str, Presented]] | None = None
 
     def __call__(self) -> Connection:
@@ -127,6 +127,15 @@ class Receiver:
         settings = server_settings(node, connector, self.limits, frozenset(presented))
         self._offer = ((second, *facts), settings, presented) if silent else None
         return settings, presented
+
+    def date(self) -> str:
+        """Now, as header fields have it: the same text for a second."""
+        tick = self._loop.time()
+        if tick >= self._date_until:
+            now = self.node.now()
+            self._date_until = tick + 1 - now.microsecond / 1e6
+            self._date = format_datetime(now.replace(microsecond=0))
+        return self._date
 
     def refusal(self, address: str) -> Reply | None:
         """Why a session from ``address`` is not taken; ``None``: it is."""
@@ -490,17 +499,14 @@ class Connection(asyncio.Protocol):
         """The Received field of this hop [RFC5321 4.4]; it shows whether the hop used TLS [FACT O 4.5]."""
         session, pump = self._session, self._pump
         if session is None:  # the peer is gone; its message is whole
-            return f"Received: by {self.receiver.node.fqdn} id {self.id};\r\n {self._date()}\r\n".encode()
+            return f"Received: by {self.receiver.node.fqdn} id {self.id};\r\n {self.receiver.date()}\r\n".encode()
         tls = f" (version={protocol(pump).replace('v', '').replace('.', '_')}, cipher={cipher(pump)})" if pump else ""
         with_ = "ESMTPS" if pump else "ESMTP" if session.esmtp else "SMTP"
         address = f"IPv6:{session.peer}" if ":" in session.peer else session.peer  # [RFC5321 4.1.3]
         return (
             f"Received: from {session.hello} ([{address}]) by {session.settings.fqdn}\r\n"
-            f" with {with_}{tls} id {self.id};\r\n {self._date()}\r\n"
+            f" with {with_}{tls} id {self.id};\r\n {self.receiver.date()}\r\n"
         ).encode("ascii", "replace")
-
-    def _date(self) -> str:
-        return _date(self.receiver.node.now().replace(microsecond=0))
 
     # --- time and end -------------------------------------------------------------------------------------------------
 
@@ -548,11 +554,6 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         transport.close()
         self._timer = self._loop.call_later(LINGER, transport.abort)
-
-
-@lru_cache(maxsize=1)  # all messages of a second have the same
-def _date(moment: datetime) -> str:
-    return format_datetime(moment)
 
 
 def _endpoint(address: tuple[str, int] | tuple[str, int, int, int]) -> str:

@@ -73,7 +73,11 @@ class Settlement:
         what it has taken, because it took over the DSN parameters [RFC3461 5.2.1].
         """
         now = self.clock()
-        if all(reply.positive for reply in replies) and (tells or not any(map(_wants_success, pending))):
+        some, every = False, True
+        for reply in replies:
+            some = some or reply.positive
+            every = every and reply.positive
+        if every and (tells or not any(map(_wants_success, pending))):
             self.metrics.delivered(now - queued.arrived, len(pending))
             self._settled += [(queued.id, each.number) for each in pending]
             _remove(queued, pending)
@@ -82,7 +86,6 @@ class Settlement:
         gone: list[Pending] = []
         reports: list[tuple[Action, Report]] = []
         due: list[float] = []
-        some = any(reply.positive for reply in replies)
         for each, reply in zip(pending, replies, strict=True):
             said = verdict(reply, now=now, arrived=queued.arrived, delayed=each.delayed, schedule=self.schedule)
             if isinstance(said, Done):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable, Container
 from datetime import datetime
@@ -51,7 +52,8 @@ def ldap_settings(
     if bind:
         password = _password(password_file) if password_file else ask(bind) if ask else None
         if not password:
-            raise UsageError(f"no password for {bind}", hint="--ldap-password-file, or ANONTLS_LDAP_PASSWORD_FILE")
+            hint = "--ldap-password-file, ANONTLS_LDAP_PASSWORD_FILE; of a node directory.password-file"
+            raise UsageError(f"no password for {bind}", hint=hint)
     return LdapSettings(
         urls=tuple(url.strip() for url in urls.split(",")),
         bind=bind,
@@ -66,16 +68,20 @@ def _path(variable: str) -> Path | None:
 
 
 def _password(file: Path) -> str:
-    """The first line of ``file``."""
+    """The first line of ``file``, which others may not read."""
     try:
         with file.open("rb") as opened:
+            mode = os.fstat(opened.fileno()).st_mode
             lines = opened.read(MAX_PASSWORD).decode().splitlines()
     except OSError as e:
-        raise UsageError(f"{file}: {e.strerror}") from None
+        raise UsageError(f"the password's file {file}: {e.strerror}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{file}: not UTF-8") from None
+        raise UsageError(f"the password's file {file}: not UTF-8") from None
+    if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:  # modes say nothing elsewhere, nor of a pipe
+        because = f"it is open to others (mode {stat.S_IMODE(mode):04o})"
+        raise UsageError(f"the password's file {file}: {because}", hint=f"chmod 600 {file}")
     if not lines or not lines[0]:
-        raise UsageError(f"{file}: the first line, which should be the password, is empty")
+        raise UsageError(f"the password's file {file}: the first line, which should be the password, is empty")
     return lines[0]
 
 

@@ -23,6 +23,7 @@ MAX_SECONDS: Final = 300.0  # of one search
 MAX_REASON: Final = 400  # characters of what a server says
 ENCRYPTED: Final = 56  # the least strength factor that is encryption; 1 is a signature alone
 NOT_TRUSTED: Final = "its certificate is not trusted"
+NO_ADDRESS: Final = "not of the form ldaps://HOST[:PORT] or ldap://HOST[:PORT]"
 #: ExtendedRequest 1.3.6.1.4.1.1466.20037 with message number 1 (RFC 4511, section 4.14)
 START_TLS: Final = b"\x30\x1d\x02\x01\x01\x77\x18\x80\x161.3.6.1.4.1.1466.20037"
 
@@ -75,14 +76,17 @@ def address(url: str) -> Address:
     Raises:
         UsageError: it is more, less or something else than ``ldap[s]://host[:port]``.
     """
+    if "@" in url:  # with a password, perhaps, which is for no message
+        hint = "who logs on is not part of an address: --ldap-bind, directory.bind"
+        raise UsageError(f"...@{url.rpartition('@')[2]}: {NO_ADDRESS}", hint=hint)
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as e:
         raise UsageError(f"{url}: {e}") from None
-    plain = parts.path in ("", "/") and not parts.query and not parts.fragment and parts.username is None
+    plain = parts.path in ("", "/") and not parts.query and not parts.fragment
     if parts.scheme not in ("ldap", "ldaps") or not host or not plain:
-        raise UsageError(f"{url}: not of the form ldaps://HOST[:PORT] or ldap://HOST[:PORT]")
+        raise UsageError(f"{url or 'an empty address'}: {NO_ADDRESS}")
     ldaps = parts.scheme == "ldaps"
     return Address(host, port or (636 if ldaps else 389), ldaps)
 
@@ -139,7 +143,7 @@ class Connection:
                 self._set_options(connection, at, by_password)
                 if by_password:
                     if not at.ldaps:
-                        connection.start_tls_s()
+                        self._start_tls(connection)
                     connection.simple_bind_s(settings.bind, settings.password)
                 else:
                     connection.sasl_interactive_bind_s("", ldap.sasl.gssapi())
@@ -148,6 +152,14 @@ class Connection:
                 connection.unbind_ext_s()
             raise
         return connection
+
+    def _start_tls(self, connection: Any) -> None:
+        ldap = self._ldap
+        try:
+            connection.start_tls_s()
+        except (ldap.PROTOCOL_ERROR, ldap.UNAVAILABLE, ldap.UNWILLING_TO_PERFORM) as e:
+            because = f"it offers no StartTLS, and in clear no password is sent: {reason(e)}"
+            raise DomainControllerFailed(f"{self.url}: {because}", hint="ldaps://, or Kerberos") from None
 
     def _set_options(self, connection: Any, at: Address, by_password: bool) -> None:
         ldap, settings = self._ldap, self.settings
@@ -217,6 +229,8 @@ class Connection:
             raise AccountRefused(f"{self.url}: no Kerberos: {reason(e)}", hint=hint) from None
         except ldap.LOCAL_ERROR as e:
             hint = "`kinit`, or set KRB5_CLIENT_KTNAME to a keytab; or bind by name with --ldap-bind"
+            if "not found in Kerberos database" in reason(e):
+                hint = "name the domain controller as its Kerberos service is called: dc1.contoso.com, not its address"
             raise DomainControllerFailed(f"{self.url}: no Kerberos: {reason(e)}", hint=hint) from None
         except ldap.TIMEOUT:
             raise DomainControllerFailed(f"{self.url}: no answer within {self.settings.timeout:g} s") from None
