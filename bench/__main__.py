@@ -26,9 +26,10 @@ from anontls.directory.exchange_export import read_export
 from anontls.facts import Queue, Scenario
 from anontls.selection import select
 from anontls.selection.sessions import session_facts, sessions
-from bench import compare, relay
+from bench import compare, path, relay
 from bench import sessions as received
 from bench.organization import AS_OF, write_export
+from bench.peers import Missing
 from bench.store import write_store
 
 HERE = Path(__file__).parent
@@ -137,7 +138,7 @@ def machine() -> dict[str, str]:
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "cpu": cpu,
-        "python": platform.python_version(),
+        "python": platform.python_version() + (" of the system" if sys.base_prefix == "/usr" else ""),
         "anontls": anontls.__version__,
         **packages,
     }
@@ -183,6 +184,13 @@ def main() -> None:
     with compare.bench() as beside:
         received.measure(beside)
         relay.measure(beside)
+        for new in (False, True):
+            how = "a new session" if new else "reused sessions"
+            name = f"instructions of our process for a relayed 4 KiB message, {how}, without sockets"
+            try:
+                beside.row(name, path.instructions(1000, new=new), None, "thousand")
+            except Missing as e:
+                beside.notes.append(f"{name}: not counted: {e}")
     rows += beside.rows
     where = machine() | compare.versions()
     (HERE / "results.json").write_text(
