@@ -310,6 +310,39 @@ def test_what_arrives_during_a_commit_is_committed_together(path: Path, vfs: Rec
     assert 1 <= run(work()) < 20
 
 
+def test_what_only_settles_rides_with_new_mail(path: Path, monkeypatch: pytest.MonkeyPatch, vfs: RecordingVfs) -> None:
+    monkeypatch.setattr(queue_sqlite, "RIDE", 60.0)
+
+    async def work() -> int:
+        queue = opened(path)
+        (number,) = await queue.commit(Work(accepted=[new(ANNA)]))
+        del vfs.records[:]
+        settled = queue.commit(Work(settled=[(number, 0)]))
+        await asyncio.sleep(0.1)
+        assert not settled.done()
+        await queue.commit(Work(accepted=[new(BEN)]))
+        assert settled.done()
+        syncs = sum(isinstance(entry, Sync) for entry in vfs.records)
+        assert contents(queue) == [("dora@fabrikam.com", [0])]
+        await queue.close()
+        return syncs
+
+    assert run(work()) == 1
+
+
+def test_what_only_settles_does_not_wait_long(path: Path) -> None:
+    async def work() -> None:
+        queue = opened(path)
+        (number,) = await queue.commit(Work(accepted=[new(ANNA)]))
+        await asyncio.wait_for(queue.commit(Work(settled=[(number, 0)])), 5)
+        assert queue.count == 0
+        closing = queue.commit(Work(deferred=[(number, Pending(number=0, recipient=ANNA))]))
+        await queue.close()
+        assert closing.done()
+
+    run(work())
+
+
 def test_the_future_is_done_only_after_the_sync(path: Path, vfs: RecordingVfs) -> None:
     async def work() -> None:
         queue = opened(path)

@@ -1,7 +1,8 @@
 """The durable queue in a SQLite database.
 
-One thread writes.  What arrives while it commits is its next transaction (natural group commit, no timer), and is
-acknowledged when that is on the disk (write-ahead log, ``synchronous=FULL``).
+One thread writes.  What arrives while it commits is its next transaction (natural group commit), and is acknowledged
+when that is on the disk (write-ahead log, ``synchronous=FULL``).  New mail never waits for a timer; what settles mail rides
+with it, or goes by itself after ``RIDE``.
 
 The file is as large as the most mail that was in it at a time: the pages of settled mail are used again.  While nothing
 arrives, free pages beyond ``KEPT`` go back to the file system, ``STEP`` at a time (``auto_vacuum=INCREMENTAL``).  The
@@ -32,6 +33,7 @@ from anontls.transport.queue_tables import Change, Reader, Writer
 BATCH = 256  # changes in a transaction, and
 BATCH_OCTETS = 8 * 1024 * 1024  # octets of content; a change is not divided
 PAUSE = 1.0  # seconds between attempts to make durable what must not be forgotten
+RIDE = 0.02  # seconds that what only settles or defers waits for new mail, to be in its transaction
 IDLE = 0.05  # seconds without a change, after which there is time to tidy up
 
 #: What is wrong with a change itself, not with the database: a value that cannot be stored, a body that cannot be read.
@@ -102,6 +104,8 @@ class SqliteQueue:
         self._closing = False
         self._failure = ""  # of the last attempt that failed
         self._handing: list[_Job] = []  # jobs that the thread does not know of yet
+        self._hands: asyncio.Handle | None = None  # what will hand them over
+        self._rides = False  # and is a timer
         self._handed: deque[_Job] = deque()  # of the thread: it knows of them, and has not begun
         self._waiting: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="queue", daemon=True)
@@ -117,13 +121,20 @@ class SqliteQueue:
         else:
             bodies = tuple(n.body.in_memory() if isinstance(n.body, Body) else n.body for n in work.accepted)
             self._handing.append(_Job(Change(work, bodies), future))
-            if len(self._handing) == 1:
-                self._loop.call_soon(self._hand_over)
+            # Nobody waits for what only settles or defers; a crash meanwhile costs no more than one before the verdict.
+            rides = not (work.accepted or work.removed or work.suspended)
+            if self._hands is None or (self._rides and not rides):
+                if self._hands is not None:
+                    self._hands.cancel()
+                self._rides = rides
+                self._hands = (
+                    self._loop.call_later(RIDE, self._hand_over) if rides else self._loop.call_soon(self._hand_over)
+                )
         return future
 
     def _hand_over(self) -> None:
         """All that came in this round of the loop; waking the thread costs more than the rest."""
-        jobs, self._handing = self._handing, []
+        jobs, self._handing, self._hands = self._handing, [], None
         if jobs:
             self._waiting.put(jobs)
 
