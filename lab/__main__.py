@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from lab.needs import Missing, programs
-from lab.network import Network, socket_fits
+from lab.network import Network, can_be_configured, socket_fits
 from lab.node import NotAsExpected
 from lab.shell import CommandFailed
 from lab.tour import Tour
@@ -44,6 +44,10 @@ def main(folder: Path | None, tour: bool) -> None:
     if folder is not None:
         if folder.exists() and any(folder.iterdir()):
             raise click.UsageError(f"{folder} is not empty: name a new folder")
+        if not can_be_configured(folder.resolve()):
+            raise click.UsageError(
+                f"{folder.resolve()}: letters, digits and ._+- only, as slapd and Samba read its name"
+            )
         if not socket_fits(folder.resolve()):
             raise click.UsageError(
                 f"{folder.resolve()}: too long for the domain controller's sockets; name a shorter one"
@@ -60,7 +64,10 @@ def main(folder: Path | None, tour: bool) -> None:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="anontls-lab-")))
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise click.UsageError(f"{folder}: {e.strerror}") from None
             stack.callback(click.echo, f"kept in {folder}")
         sys.exit(_run(folder.resolve(), found, asks=asks))
 

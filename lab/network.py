@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import signal
 import smtplib
@@ -252,6 +253,11 @@ class Network:
         """A mail server somewhere gives EDGE1 a message for Anna."""
         with smtplib.SMTP("127.0.0.1", self.edge.port, local_hostname="mail.fabrikam.com", timeout=20) as client:
             client.sendmail("ben@fabrikam.com", [ANNA], f"Subject: {subject}\r\n\r\nIt went all the way.\r\n")
+
+
+def can_be_configured(folder: Path) -> bool:
+    """Whether its name may stand in everybody's configuration and in a shell without quotes."""
+    return re.fullmatch(r"[A-Za-z0-9/._+-]+", str(folder)) is not None
 
 
 def socket_fits(folder: Path) -> bool:

@@ -157,6 +157,8 @@ class Tour:
                 chosen = input("> ").strip().lower()
             except EOFError:
                 return
+            except UnicodeDecodeError:  # bytes of another encoding than the terminal's
+                chosen = "?"
             if chosen in {"q", "quit", "exit"}:
                 return
             try:
@@ -195,7 +197,7 @@ class Tour:
         say("  mail                          the mailboxes        mbx1-console ...        what each node says\n")
         target = f"smtp://127.0.0.1:{network.edge.port}"
         for line in (
-            f"printf 'Subject: hello\\n\\nhello\\n' | curl -s {target} --mail-from ben@fabrikam.com --mail-rcpt {ANNA} -T -",
+            f"printf 'Subject: hello\\r\\n\\r\\nhello\\r\\n' | curl -sS {target} --mail-from ben@fabrikam.com --mail-rcpt {ANNA} -T -",
             'anontls select --org "$DC" --server MBX2 --phase startup',
             f"anontls send --config edge1.toml --to 127.0.0.1:{network.mbx1.port} --server MBX1",
             "anontls queue list --config mbx1.toml",

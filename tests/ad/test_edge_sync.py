@@ -350,6 +350,8 @@ def test_sync_as_a_program(
     assert subscription().fingerprint in err
     assert slapd.password not in out + err
 
+    assert run([*arguments, "--interval", "nan"]) == Exit.USAGE
+    assert "not a number of seconds" in capsys.readouterr().err
     assert run([*arguments, "--once"]) == Exit.DONE
     assert capsys.readouterr().out == ""
     slapd.set(exchange.server_dn("MBX1"), ATTRIBUTE, b"garbage")
@@ -371,9 +373,12 @@ def test_the_account_of_active_directory_is_not_used_at_the_edge(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path, password = tmp_path / "edge1.subscription", tmp_path / "password"
+    path, password, of_others = tmp_path / "edge1.subscription", tmp_path / "password", tmp_path / "open"
     path.write_bytes(edge_subscription.dump(subscription()))
     password.write_text(slapd.password)
+    password.chmod(0o600)
+    of_others.write_text(slapd.password)
+    of_others.chmod(0o644)
     monkeypatch.setenv("ANONTLS_LDAP_BIND", slapd.bind_dn)
     monkeypatch.setenv("ANONTLS_LDAP_PASSWORD_FILE", os.fspath(password))
     monkeypatch.setenv("ANONTLS_LDAP_CA", os.fspath(slapd.ca))
@@ -382,7 +387,7 @@ def test_the_account_of_active_directory_is_not_used_at_the_edge(
     assert run([*arguments, "--adlds", adlds.ldaps_url, "--adlds-ca", str(adlds.ca)]) == Exit.UNKNOWN
     assert f"unreachable  {adlds.ldaps_url}" in click.unstyle(capsys.readouterr().out)
     assert (
-        run([*arguments, "--adlds", adlds.ldaps_url, "--adlds-bind", "CN=x", "--adlds-password-file", str(password)])
+        run([*arguments, "--adlds", adlds.ldaps_url, "--adlds-bind", "CN=x", "--adlds-password-file", str(of_others)])
         == 2
     )
     assert "chmod" in capsys.readouterr().err  # others may read it

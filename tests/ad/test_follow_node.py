@@ -32,6 +32,7 @@ def world(tmp_path: Path, slapd: Slapd) -> World:
     world = copy_world(make_world(tmp_path / "made"), tmp_path / "world")
     (world.folder / "password").write_text(slapd.password + "\n")
     (world.folder / "password").chmod(0o600)
+    (world.folder / "password").chmod(0o600)
     for name in (MAILBOX, EDGE):
         world.configure(
             name,

@@ -237,7 +237,9 @@ def test_a_service_that_the_kdc_does_not_know(two: Tickets) -> None:
 
 def test_an_account_that_is_not_in_the_keytab(two: Tickets) -> None:
     kerberos = Kerberos(computer_account("MBX8", two.realm), keytab=two.keytab)
-    assert refused(kerberos.initiator(two.target, BINDING).step).reason is Reason.NO_CREDENTIALS
+    failure = refused(kerberos.initiator(two.target, BINDING).step)
+    assert failure.reason is Reason.NO_CREDENTIALS
+    assert str(failure).startswith(f"no credentials: MBX8$@{two.realm}: "), "the library says nothing of whose"
 
 
 def test_a_cache_that_is_not_there(two: Tickets, tmp_path: Path) -> None:

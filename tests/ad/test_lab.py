@@ -18,7 +18,7 @@ import pytest
 
 from lab.needs import Missing, programs
 from lab.network import Network, socket_fits
-from lab.node import NotAsExpected, mailbox
+from lab.node import Node, NotAsExpected, mailbox
 from lab.shell import Shell
 from lab.stops import STOPS, Stop
 from lab.tour import DEFERRED, Tour
@@ -207,14 +207,30 @@ def test_a_message_that_arrives_all_the_same(
     quiet: Network, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tour = Tour(quiet, [NothingBroken])
-    answers = iter(["9", "1", "q"])
-    monkeypatch.setattr("builtins.input", lambda _prompt: next(answers))
+    answers = iter([b"9", b"\xff", b"1", b"q"])
+    monkeypatch.setattr("builtins.input", lambda _prompt: next(answers).decode())
     tour.ask()
     printed = capsys.readouterr().out
     assert "'9' is none of these" in printed
+    assert "'?' is none of these" in printed
     assert "not as expected  the message arrived all the same" in printed
     assert NothingBroken.mended == [True]
     assert tour.seen == []
+
+
+def test_the_message_that_one_may_send_has_line_ends_that_are_taken(
+    quiet: Network, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = SimpleNamespace(port=2525, metrics_port=9464, config="a.toml")
+    quiet.nodes = dict.fromkeys(("MBX1", "MBX2", "EDGE1"), cast("Node", node))
+    vars(quiet).update(edge=node, mbx1=node)
+    quiet.dc = quiet.adlds = cast(
+        "Any", SimpleNamespace(ldaps_url="ldaps://dc", administrator="x", bind_dn="x", password="x")
+    )
+    Tour(quiet).leave()
+    (line,) = re.findall(r"^  (printf .*) \| curl ", capsys.readouterr().out, re.MULTILINE)
+    said = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout
+    assert said == b"Subject: hello\r\n\r\nhello\r\n"
 
 
 def test_another_event(quiet: Network) -> None:
@@ -258,6 +274,20 @@ def test_a_folder_that_is_not_empty(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "is not empty" in ran.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_whose_name_needs_quotes(tmp_path: Path) -> None:
+    ran = run("--folder", str(tmp_path / "my lab"))
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "letters, digits" in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made() -> None:
+    ran = run("--folder", "/proc/lab")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "/proc/lab: No such file or directory" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_a_folder_too_deep_for_sockets(tmp_path: Path) -> None:

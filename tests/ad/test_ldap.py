@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -309,6 +312,32 @@ def test_no_password_passes_in_clear(slapd: Slapd) -> None:
             assert heard.recv(4096) == b""
 
 
+def test_a_server_that_refuses_starttls_gets_no_password() -> None:
+    heard = b""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def refuse() -> None:
+            nonlocal heard
+            for _ in range(2):  # what looks for the reason of a fault comes first
+                connection, _ = listening.accept()
+                with connection, suppress(ConnectionError):
+                    connection.settimeout(5)
+                    while request := connection.recv(4096):
+                        heard += request
+                        # ExtendedResponse, unwillingToPerform (RFC 4511, section 4.12)
+                        connection.sendall(b"\x30\x0c\x02\x01" + request[4:5] + b"\x78\x07\x0a\x01\x35\x04\x00\x04\x00")
+
+        thread = threading.Thread(target=refuse, daemon=True)
+        thread.start()
+        url = f"ldap://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(Unreachable, match="it offers no StartTLS, and in clear no password is sent") as failed:
+            LdapDirectory(LdapSettings(urls=(url,), bind="reader", password="planted-secret")).organization()
+        thread.join(5)
+    assert failed.value.hint == "ldaps://, or Kerberos"
+    assert b"1.3.6.1.4.1.1466.20037" in heard
+    assert b"planted-secret" not in heard
+
+
 def test_kerberos_signs_and_seals(start_slapd: StartSlapd, kdc: Kdc, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a keytab, from which the library gets its ticket by itself."""
     exchange = Exchange("CN=Configuration,DC=contoso,DC=com")
@@ -446,9 +475,11 @@ def test_import_and_select(
     slapd.add(exchange.server("MBX1", make_der()))
     password, org = tmp_path / "password", tmp_path / "org.json"
     password.write_text(f"{slapd.password}\n")
+    password.chmod(0o600)
     options = ("--ldap-ca", slapd.ca, "--ldap-bind", slapd.bind_dn)
     status, _, err = anontls("org", "import", slapd.ldaps_url, *options, "--ldap-password-file", password, "-o", org)
     assert (status, err.splitlines()[0][:10]) == (0, "servers: 1")
+    assert "a directory holds no certificate stores" in err
     assert slapd.password not in err + org.read_text()
     organization = open_organization(str(org))
     assert organization.sources[0].collected is not None
@@ -477,8 +508,43 @@ def test_a_file_without_a_password(tmp_path: Path, content: str | bytes | None, 
     file = tmp_path / "password"
     if content is not None:
         file.write_bytes(content.encode() if isinstance(content, str) else content)
+        file.chmod(0o600)
     with pytest.raises(UsageError, match=says):
         ldap_settings("ldaps://dc1.contoso.com", bind="reader", password_file=file)
+
+
+def test_a_password_that_others_may_read_is_not_used(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("planted-secret")
+    file.chmod(0o640)
+    with pytest.raises(UsageError, match=r"open to others \(mode 0640\)") as refused:
+        ldap_settings("ldaps://dc1.contoso.com", bind="reader", password_file=file)
+    assert refused.value.hint == f"chmod 600 {file}"
+    file.chmod(0o600)
+    assert ldap_settings("ldaps://dc1.contoso.com", bind="reader", password_file=file).password == "planted-secret"
+
+
+def test_a_password_from_a_pipe() -> None:
+    """As ``<(pass show ad)`` gives it: its mode says nothing."""
+    reading, writing = os.pipe()
+    try:
+        os.fchmod(reading, 0o666)
+        os.write(writing, b"of the pipe\n")
+        os.close(writing)
+        found = ldap_settings("ldaps://dc1.contoso.com", bind="reader", password_file=Path(f"/dev/fd/{reading}"))
+    finally:
+        os.close(reading)
+    assert found.password == "of the pipe"
+
+
+@pytest.mark.parametrize(
+    "url", ["ldaps://reader:planted-secret@dc1", "ldap://planted-secret@dc1:389", "ldaps://a:planted-secret/x@dc1"]
+)
+def test_an_account_in_an_address_is_not_told(url: str) -> None:
+    with pytest.raises(UsageError, match=r"^\.\.\.@dc1(:389)?: not of the form ldaps://HOST") as refused:
+        LdapSettings(urls=(url,))
+    assert "--ldap-bind" in str(refused.value.hint)
+    assert "planted" not in f"{refused.value} {refused.value.hint}"
 
 
 def test_a_terminal_is_asked_for_the_password() -> None:

@@ -150,6 +150,7 @@ def test_an_account_without_the_right_is_told_so(
     own = put(tmp_path / "store")
     password = tmp_path / "password"
     password.write_text(samba.password)
+    password.chmod(0o600)
     status, out, err = anontls(
         *("cert", "publish", own.thumbprint, "--store", tmp_path / "store", "--server", "MBX1"),
         *("--ldap", samba.ldaps_url, "--ldap-ca", samba.ca, "--ldap-bind", f"reader3@{samba.realm}"),
@@ -228,6 +229,7 @@ def cert_publish(slapd: Slapd, exchange: Exchange, anontls: Run, tmp_path: Path)
     slapd.add(exchange.server("MBX1", OLD))
     password = tmp_path / "password"
     password.write_text(slapd.password)
+    password.chmod(0o600)
 
     def call(*arguments: object) -> tuple[int, str, str]:
         return anontls(

@@ -93,6 +93,7 @@ class Domain:
             servers.add_certificate(name, own)
         (servers.folder / "password").touch(mode=0o600)
         (servers.folder / "password").write_text(f"{PASSWORD}\n")
+        (servers.folder / "password").chmod(0o600)
         self._follow(SENDER, f'urls = ["{samba.ldap_url}"]')
         self._follow(
             RECEIVER,
