@@ -180,6 +180,21 @@ expired-starttls = 5
             'maildir = "mail"\n[kerberos]\nrealm = "CONTOSO.COM"',
             "kerberos: neither keytab nor credential-cache is given, so nothing else here has an effect",
         ),
+        (
+            'maildir = "mail"',
+            'maildir = "mail"\n[directory]\nurls = []\ninterval = 5',
+            "directory: urls are not given, so nothing else here has an effect",
+        ),
+        (
+            'maildir = "mail"',
+            'maildir = "mail"\n[directory]\nurls = ["ldaps://dc1"]\npassword-file = "password"',
+            "directory: bind and password-file belong together; without both, Kerberos is used",
+        ),
+        (
+            'maildir = "mail"',
+            'maildir = "mail"\n[directory]\nurls = ["ldaps://dc1"]\nbind = "reader"',
+            "directory: bind and password-file belong together; without both, Kerberos is used",
+        ),
         ("127.0.0.1:2525", "127.0.0.1", "listen[0].address: '127.0.0.1' is not HOST:PORT or [IPv6]:PORT"),
         ("127.0.0.1:2525", "::1:25", "listen[0].address: '::1:25' is not HOST:PORT or [IPv6]:PORT"),
         ("127.0.0.1:2525", "127.0.0.1:70000", "listen[0].address: '127.0.0.1:70000' is not HOST:PORT or [IPv6]:PORT"),

@@ -402,6 +402,11 @@ def _contradictions(config: Config) -> Iterator[str]:
                 host_and_port(address)
             except ValueError as e:
                 yield f"{name}: {e}"
+    directory = config.directory
+    if not directory.urls and directory != Directory():
+        yield "directory: urls are not given, so nothing else here has an effect"
+    if (directory.bind is None) != (directory.password_file is None):
+        yield "directory: bind and password-file belong together; without both, Kerberos is used"
     if not config.kerberos.wanted and config.kerberos != Kerberos():
         yield "kerberos: neither keytab nor credential-cache is given, so nothing else here has an effect"
     if delivery.next_hop_server is not None and delivery.protocol == "lmtp":

@@ -723,6 +723,16 @@ def test_a_keytab_that_is_not_there(servers: MailboxServers) -> None:
         service(servers)
 
 
+@pytest.mark.parametrize("content", [b"not a keytab", b"\5\2", b""], ids=["garbage", "no key", "empty"])
+def test_a_keytab_without_a_key(servers: MailboxServers, tmp_path: Path, content: bytes) -> None:
+    keytab = tmp_path / "wrong.keytab"
+    keytab.write_bytes(content)
+    keytab.chmod(0o600)
+    servers.kerberos(SENDER, keytab=str(keytab))
+    with pytest.raises(UsageError, match=r"kerberos\.keytab: .*wrong\.keytab: no keytab with a key in it: "):
+        service(servers)
+
+
 def test_a_keytab_that_others_may_read(servers: MailboxServers, tmp_path: Path) -> None:
     keytab = tmp_path / "open.keytab"
     keytab.write_bytes(servers.tickets.keytab.read_bytes())

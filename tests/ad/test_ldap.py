@@ -547,6 +547,18 @@ def test_an_account_in_an_address_is_not_told(url: str) -> None:
     assert "planted" not in f"{refused.value} {refused.value.hint}"
 
 
+def test_the_password_of_the_environment_is_that_of_the_name_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("planted-secret\n")
+    file.chmod(0o600)
+    environment = {"ANONTLS_LDAP_BIND": "reader", "ANONTLS_LDAP_PASSWORD_FILE": str(file)}
+    found = ldap_settings("ldaps://dc1", environment=environment)
+    assert (found.bind, found.password) == ("reader", "planted-secret")
+    with pytest.raises(UsageError, match="no password for another"):
+        ldap_settings("ldaps://dc1", bind="another", environment=environment)
+    assert ldap_settings("ldaps://dc1", environment={}).bind is None
+
+
 def test_a_terminal_is_asked_for_the_password() -> None:
     assert (
         ldap_settings("ldaps://dc1.contoso.com", bind="reader", ask=lambda name: f"of {name}").password == "of reader"

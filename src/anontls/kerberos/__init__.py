@@ -70,6 +70,18 @@ class Kerberos:
         """Whether there is a keytab to accept with."""
         return bool(self._accepting)
 
+    def check_keytab(self) -> None:
+        """See that there are keys in the keytab.  Whose they are shows when one is needed: it is read each time.
+
+        Raises:
+            UsageError: it is no keytab, or is empty.
+        """
+        gssapi = self._gssapi
+        try:
+            gssapi.Credentials(usage="accept", mechs=[gssapi.MechType.kerberos], store=self._accepting)
+        except gssapi.exceptions.GSSError as e:
+            raise UsageError(f"no keytab with a key in it: {failure_of(gssapi, e)}", hint="klist -kt FILE") from None
+
     def initiator(self, target: str, binding: bytes) -> Initiator:
         """Begin towards the service principal ``target``, such as ``SMTPSVC/mbx2.contoso.com@CONTOSO.COM``."""
         return Initiator(self._gssapi, self.account, self._initiating, target, binding)

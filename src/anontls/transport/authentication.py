@@ -65,6 +65,11 @@ class Authentication:
             keytab=None if settings.keytab is None else _keytab(base / settings.keytab),
             credential_cache=settings.credential_cache,
         )
+        if settings.keytab is not None:
+            try:
+                self.kerberos.check_keytab()
+            except UsageError as e:
+                raise UsageError(f"kerberos.keytab: {base / settings.keytab}: {e}", hint=e.hint) from None
         self._asking: list[Thread] = []
 
     @property

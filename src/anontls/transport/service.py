@@ -443,6 +443,7 @@ def follower_of(config: Config, base: Path, organization: Organization, now: Cal
         bind=directory.bind,
         password_file=base / directory.password_file if directory.password_file else None,
         ca=base / directory.ca if directory.ca else None,
+        environment={},  # that of who happened to start the node
     )
     return Follower(settings, organization, now=now, interval=directory.interval, grace=directory.grace)
 

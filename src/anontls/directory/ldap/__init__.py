@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -37,17 +37,23 @@ def ldap_settings(
     password_file: Path | None = None,
     ca: Path | None = None,
     ask: Callable[[str], str | None] | None = None,
+    environment: Mapping[str, str] = os.environ,
 ) -> LdapSettings:
     """Settings for ``urls``: one domain controller, or several with commas between.
 
-    What is not given is taken from ``ANONTLS_LDAP_BIND``, ``ANONTLS_LDAP_PASSWORD_FILE`` and ``ANONTLS_LDAP_CA``; ``ask``
-    is asked for a password that nothing else holds.
+    What is not given is taken from ``ANONTLS_LDAP_BIND``, ``ANONTLS_LDAP_PASSWORD_FILE`` and ``ANONTLS_LDAP_CA`` of the
+    ``environment``, where the password is that of the name beside it; ``ask`` is asked for one that nothing else holds.
 
     Raises:
         UsageError: an address is none, or there is a name to bind with and no password.
     """
-    bind = bind or os.environ.get("ANONTLS_LDAP_BIND") or None
-    password_file = password_file or _path("ANONTLS_LDAP_PASSWORD_FILE")
+
+    def path(variable: str) -> Path | None:
+        return Path(value) if (value := environment.get(variable)) else None
+
+    if not bind:
+        bind = environment.get("ANONTLS_LDAP_BIND") or None
+        password_file = password_file or path("ANONTLS_LDAP_PASSWORD_FILE")
     password = None
     if bind:
         password = _password(password_file) if password_file else ask(bind) if ask else None
@@ -58,13 +64,8 @@ def ldap_settings(
         urls=tuple(url.strip() for url in urls.split(",")),
         bind=bind,
         password=password or "",
-        ca=ca or _path("ANONTLS_LDAP_CA"),
+        ca=ca or path("ANONTLS_LDAP_CA"),
     )
-
-
-def _path(variable: str) -> Path | None:
-    value = os.environ.get(variable)
-    return Path(value) if value else None
 
 
 def _password(file: Path) -> str:
