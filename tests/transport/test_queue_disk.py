@@ -301,6 +301,7 @@ def test_mail_that_has_gone_leaves_its_place_to_other_mail(path: Path) -> None:
 @pytest.mark.usefixtures("hasty")
 def test_a_queue_that_was_long_becomes_small_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_tables, "KEPT", 256)
+    monkeypatch.setattr(queue_file, "CHECKPOINT", 1000)  # so that the file has become long
     least = 3_000_000
     small = least + (queue_tables.KEPT + 50) * queue_file.PAGE
 
