@@ -242,6 +242,7 @@ def test_no_target(anontls: Anontls, target: str) -> None:
         ["--hello", "two words"],
         ["--hello", "a\r\nQUIT"],
         ["--timeout", "0"],
+        ["--timeout", "nan"],
         ["--org", "nowhere.json"],
     ],
 )

@@ -28,7 +28,7 @@ TOGETHER = 50  # sessions that are opened at a time
 
 MESSAGES = int(os.environ.get("ANONTLS_SOAK_MESSAGES", "2000"))
 MIB = 1024 * 1024
-BACKLOG = 500  # messages of 64 KiB that wait in a queue that is suspended: more than the database keeps free
+BACKLOG = 1000  # messages of 64 KiB that wait in a queue that is suspended: more than the database keeps free
 MORE_MEMORY = 8 * MIB  # octets that a node may grow by from a fifth of the messages to all
 EMPTY = (KEPT + STEP + CHECKPOINT) * PAGE  # octets of a database in which nothing is; the log may say that it has less
 FLOW = EMPTY + 16 * MIB  # of one in which a little is

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -140,7 +139,7 @@ def _about(subscription: Subscription) -> str:
 )
 @click.option(
     "--interval",
-    type=click.FloatRange(min=1, max=86_400),
+    type=options.Seconds(1, 86_400),
     default=180.0,
     show_default=True,
     metavar="SECONDS",
@@ -174,8 +173,6 @@ def sync(
     from anontls.directory.ldap import LdapDirectory, ldap_settings
     from anontls.directory.ldap.edge_sync import Edge, EdgeSync
 
-    if math.isnan(interval):  # neither below nor above anything, and no pause at all
-        raise UsageError("--interval nan: not a number of seconds")
     if len(adlds) != len(files):
         raise UsageError(f"{len(adlds)} --adlds and {len(files)} --subscription: each Edge needs one of both")
     subscriptions = [edge_subscription.load(file) for file in files]

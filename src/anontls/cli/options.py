@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -29,6 +30,17 @@ class Moment(click.ParamType[datetime]):
             return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
         except (ValueError, OverflowError):  # in UTC it may lie beyond the years that there are
             self.fail(f"{value!r} is not a date like 2026-11-24 or a time like 2026-11-24T12:00:00Z", param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """A time between two limits; nan, which is neither below nor above anything, would be no limit at all."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
 
 
 def as_json(function: F) -> F:

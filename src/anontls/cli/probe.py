@@ -35,7 +35,7 @@ PORT = 25
     "--server", metavar="NAME", help="The server that it should be; the name in its EHLO answer when not given."
 )
 @click.option("--hello", metavar="NAME", help="Name to greet with; this computer's when not given.")
-@click.option("--timeout", type=click.FloatRange(0.1, 600), default=10.0, show_default=True, metavar="SECONDS")
+@click.option("--timeout", type=options.Seconds(0.1, 600), default=10.0, show_default=True, metavar="SECONDS")
 @click.option(
     "--expect-match",
     is_flag=True,

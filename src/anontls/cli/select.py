@@ -123,15 +123,16 @@ def command(
     if (org is None) == (facts is None):
         raise click.UsageError("exactly one of --org and --facts is needed")
     _check_together(click.get_current_context(), facts is not None)
-    moment = as_of or options.now()
     in_force = options.rules_in_force(rules)
     _check_expected(expect)
     assumptions = [*map(_assumption, assume), *map(what_if.without, without)]
     cases: Iterable[SessionFacts | FaultyCase]
     if facts is not None:
-        cases = _from_facts(facts, moment, override=as_of)
+        cases = _from_facts(facts, as_of or options.now(), override=as_of)
     else:
         assert org is not None
+        organization = open_organization(org)
+        read = options.now()
         question = Question(
             scenario=Scenario(scenario) if scenario else None,
             server=server,
@@ -141,12 +142,11 @@ def command(
             peer=peer,
             port=port,
             phase=Phase(phase),
-            as_of=moment,
+            as_of=as_of or read,
         )
-        organization = open_organization(org)
         sessions = list(asked(organization, question))
         if is_ldap_url(org):
-            word = DirectoryWord(url=organization.sources[0].file, as_of=options.now(), age=0.0)
+            word = DirectoryWord(url=organization.sources[0].file, as_of=read, age=0.0)
             sessions = [msgspec.structs.replace(session, directory=word) for session in sessions]
         _check_thumbprints(sessions, without, assumptions)
         cases = sessions

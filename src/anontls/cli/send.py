@@ -57,7 +57,7 @@ from anontls.transport.service import Service, system_now
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0.1, 600),
+    type=options.Seconds(0.1, 600),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
