@@ -255,7 +255,9 @@ class OutboundSession(asyncio.Protocol):
             except LocalProtocolError:
                 self.abort()
         await asyncio.wait((self.ended,), timeout=GOODBYE)
-        self.abort()
+        if not self.ended.done():
+            self.abort()
+            await asyncio.wait((self.ended,), timeout=GOODBYE)  # which takes the loop a round
 
     def abort(self) -> None:
         """Close now."""
