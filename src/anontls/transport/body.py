@@ -11,9 +11,7 @@ from anontls.smtp.content import LineEnds, Needs, needs
 
 IN_MEMORY = 1024 * 1024  # octets of a message that stay in memory
 LITTLE = 64 * 1024  # octets that always do
-SMALL = (
-    4096  # octets; smaller pieces are put together: of a peer that sends octet by octet, memory would fill with them
-)
+SMALL = 4096  # octets; smaller pieces are put together, or a peer that sends octet by octet would fill memory with them
 ALL_IN_MEMORY = 256 * 1024 * 1024  # octets of all messages together; beyond, only little ones stay in memory
 PIECE = 256 * 1024
 

@@ -15,7 +15,7 @@ BUSY = 5.0  # seconds to wait for another process that has locked the database
 READER_BUSY = 0.5  # the same for who must not wait: the event loop
 
 PAGE = 4096  # octets; for messages of 4 KiB and 64 KiB smaller and larger ones are slower
-CHECKPOINT = 4000  # pages of the write-ahead log, 16 MiB; mail that is settled by then is never copied
+CHECKPOINT = 4000  # pages of the write-ahead log, 16 MiB; a page that was used several times by then is copied once
 LOG_SIZE = 32 * 1024 * 1024
 
 APPLICATION = 0x616E746C  # "antl", at octet 68 of the file: tells whose it is

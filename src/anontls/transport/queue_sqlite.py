@@ -6,8 +6,8 @@ with it, or goes by itself after ``RIDE``.
 
 The file is as large as the most mail that was in it at a time: the pages of settled mail are used again.  While nothing
 arrives, free pages beyond ``KEPT`` go back to the file system, ``STEP`` at a time (``auto_vacuum=INCREMENTAL``).  The
-commit that takes the write-ahead log over ``CHECKPOINT`` copies it into the database, which takes some milliseconds for small mail and some dozens for large;
-then the log is written from its start again, and what a large message has made longer than ``LOG_SIZE`` is cut off.
+commit that takes the write-ahead log over ``CHECKPOINT`` copies it into the database, and takes longer for that; then the
+log is written from its start again, and what a large message has made longer than ``LOG_SIZE`` is cut off.
 """
 
 from __future__ import annotations
