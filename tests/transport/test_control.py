@@ -288,7 +288,8 @@ def test_who_has_seen_enough_may_leave(path: Path) -> None:
     assert queues.taken < MANY
 
 
-def test_the_mail_goes_on_meanwhile(path: Path) -> None:
+def test_the_mail_goes_on_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "TURN", 0.0002)  # many turns, however fast the machine is
     queues = Long()
     turns = 0
 
