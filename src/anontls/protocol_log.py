@@ -17,7 +17,8 @@ from anontls.facts import Certificate, is_unknown
 FIELDS = "date-time,connector-id,session-id,sequence-number,local-endpoint,remote-endpoint,event,data,context"
 VERSION = "15.0.0.0"  # what real files say, whatever the build [FACT O 4.1]
 ROW_CONTEXT = " certificate Subject Issuer name Serial number Thumbprint Not before Not after Subject alternate names"
-MAX_CERTIFICATES = 256  # whose properties are kept
+MAX_KEPT = 256  # certificates and replies whose fields are kept, and
+MAX_KEPT_REPLY = 1024  # characters of such a reply
 FLUSH_AT = 512  # lines gathered before a write, most of them of about 100 octets
 HOUR = "%Y%m%d%H"  # of the file names [FACT O 4.1]
 
@@ -174,18 +175,20 @@ class SessionLog:
 
     def add(self, mark: str, data: str = "", context: str = "") -> None:
         """One line; ``mark`` is a `Mark`, or its text."""
+        self._row(mark, data and _field(data), context and _field(context))
+
+    def _row(self, mark: str, data: str, context: str) -> None:
         log, sequence = self._log, self._sequence
         tick = monotonic()
         if tick >= log.stamp_until:
             log.renew_stamp(tick)
-        way = self._way
-        log.lines.append(f"{log.stamp},{self._prefix}{sequence}{way}{mark},{_field(data)},{_field(context)}\r\n")
+        log.lines.append(f"{log.stamp},{self._prefix}{sequence}{self._way}{mark},{data},{context}\r\n")
         self._sequence = sequence + 1
 
     def dialogue(self, mark: str, data: bytes) -> None:
         """A command, or a reply with all its lines: in one row, or a row each [FACT O 4.2]."""
         text = data.decode("utf-8", "replace")
-        if text.isprintable() and "," not in text and '"' not in text:  # nearly always; the same as `add`, in one call
+        if text.isprintable() and "," not in text and '"' not in text:  # nearly always; the same as `_row`, in one call
             log, sequence = self._log, self._sequence
             tick = monotonic()
             if tick >= log.stamp_until:
@@ -198,7 +201,7 @@ class SessionLog:
             for line in text.split("\r\n"):
                 self.add(mark, line)
         else:
-            self.add(mark, f"{text[:3]}  " + " ".join(line[4:] for line in text.split("\r\n")))
+            self._row(mark, (_kept_reply if len(text) <= MAX_KEPT_REPLY else _reply)(text), "")
 
     def information(self, data: str = "", context: str = "") -> None:
         """A line of the program's own."""
@@ -206,11 +209,10 @@ class SessionLog:
 
     def certificate(self, what: Literal["Sending", "Received"], certificate: Certificate) -> None:
         """A certificate, in the layout of the log."""
-        subject, issuer, serial, thumbprint, before, after, names = _properties(certificate)
         if self._log.layout == "row":
-            data = " ".join(("", subject, issuer, serial, thumbprint, before, after, ";".join(names)))
-            self.information(data, what + ROW_CONTEXT)
+            self._row(Mark.INFORMATION, _certificate_field(certificate), what + ROW_CONTEXT)
             return
+        subject, issuer, serial, thumbprint, *_, names = _properties(certificate)
         self.information("", f"{what} certificate")
         if what == "Received":  # nothing else of a peer's is observed
             self.information(thumbprint, "Certificate thumbprint")
@@ -226,7 +228,21 @@ class SessionLog:
             self.information(value, f"Certificate {name}")
 
 
-@lru_cache(maxsize=MAX_CERTIFICATES)
+def _reply(text: str) -> str:
+    """The field of a reply of several lines."""
+    return _field(f"{text[:3]}  " + " ".join(line[4:] for line in text.split("\r\n")))
+
+
+_kept_reply = lru_cache(maxsize=MAX_KEPT)(_reply)
+
+
+@lru_cache(maxsize=MAX_KEPT)
+def _certificate_field(certificate: Certificate) -> str:
+    *properties, names = _properties(certificate)
+    return _field(" ".join(("", *properties, ";".join(names))))
+
+
+@lru_cache(maxsize=MAX_KEPT)
 def _properties(certificate: Certificate) -> tuple[str, str, str, str, str, str, Iterable[str]]:
     parsed = certificate.x509
     before, after = certificate.not_before, certificate.not_after

@@ -164,11 +164,14 @@ class TlsPump:
 
     __slots__ = (
         "_ahead",
+        "_closed",
         "_connection",
+        "_description",
         "_failure",
         "_got",
         "_out",
         "_peer",
+        "_pending",
         "_plain",
         "_unread",
         "eof",
@@ -190,6 +193,9 @@ class TlsPump:
         self._peer: Certificate | None = None
         self._plain: list[bytes] = []
         self._unread = 0
+        self._description: tuple[str, str, str] | None = None
+        self._closed = False
+        self._pending = False  # the library may hold output: to ask costs as much as to take it
         self._ahead = 0  # octets to come of the record that has begun; -1: where records end is not known
         if side is Side.SERVER:
             self._connection.set_accept_state()
@@ -247,6 +253,7 @@ class TlsPump:
         if not self.handshake_done:
             raise ValueError("nothing can be written before the handshake is complete")
         view = data if len(data) <= RECORD else memoryview(data)
+        self._pending = True
         try:
             for at in range(0, len(data), RECORD):
                 if at:
@@ -257,19 +264,23 @@ class TlsPump:
 
     def output(self) -> bytes:
         """All encrypted bytes that are to be sent now, as one object."""
-        self._drain()
+        if self._pending:
+            self._pending = False
+            self._drain()
         out, self._out = self._out, []
         return out[0] if len(out) == 1 else b"".join(out)
 
     def close(self) -> None:
         """Say that no more data comes; the message is in :meth:`output`.  Harmless at any time."""
-        if self._failure is None and self.handshake_done:
+        if self._failure is None and self.handshake_done and not self._closed:
+            self._closed = self._pending = True
             try:
                 self._connection.shutdown()
             except SSL.Error:
                 return  # the session is over either way
 
     def _handshake(self) -> bool:
+        self._pending = True
         try:
             self._connection.do_handshake()
         except SSL.WantReadError:
@@ -305,7 +316,7 @@ class TlsPump:
                 if once:
                     return
         except SSL.WantReadError:
-            return
+            self._pending = True  # an answer to what was no data
         except SSL.ZeroReturnError:
             self.eof = True
         except SSL.Error as e:
@@ -331,6 +342,7 @@ class TlsPump:
         self._fail("the peer sent plain text where TLS begins")
 
     def _fail(self, reason: str, error: SSL.Error | None = None) -> NoReturn:
+        self._pending = True
         alert = ALERT.search(_reason(error)) if error is not None else None
         self._failure = TlsFailed(
             f"the peer gave up: {alert[1]}" if alert else reason or "no reason given", alert=alert[1] if alert else None
@@ -374,19 +386,34 @@ def _known_certificate(der: bytes) -> Certificate:
     return Certificate(der=der)
 
 
+def _description(pump: TlsPump) -> tuple[str, str, str]:
+    """Protocol, cipher suite and group; the library is asked once."""
+    if pump._description is not None:
+        return pump._description
+    connection = pump._connection
+    found = (
+        connection.get_protocol_version_name(),
+        connection.get_cipher_name() or "",
+        connection.get_group_name() or "",
+    )
+    if pump.handshake_done:
+        pump._description = found
+    return found
+
+
 def protocol(pump: TlsPump) -> str:
     """``TLSv1.2`` or ``TLSv1.3``."""
-    return pump._connection.get_protocol_version_name()
+    return _description(pump)[0]
 
 
 def cipher(pump: TlsPump) -> str:
     """The cipher suite under OpenSSL's name; empty before there is one."""
-    return pump._connection.get_cipher_name() or ""
+    return _description(pump)[1]
 
 
 def group(pump: TlsPump) -> str:
     """The group of the key exchange, such as ``x25519``; empty before there is one."""
-    return pump._connection.get_group_name() or ""
+    return _description(pump)[2]
 
 
 def exporter(pump: TlsPump, label: bytes, length: int, context: bytes | None = b"") -> bytes:
@@ -442,15 +469,18 @@ def schannel_line(pump: TlsPump) -> str:
     Observed for TLS 1.2 with AES-GCM and a curve.  TLS 1.3, CBC and ChaCha20 (which has no ``CALG_`` name in Windows)
     are our reading by the same pattern, not observed.
     """
-    suite = cipher(pump)
+    return _schannel_line(pump.side, *_description(pump))
+
+
+@lru_cache(maxsize=64)
+def _schannel_line(side: Side, version: str, suite: str, key_exchange: str) -> str:
     bits = "256" if "256" in suite.partition("SHA")[0] or "CHACHA20" in suite else "128"
     bulk = "CALG_CHACHA20_POLY1305" if "CHACHA20" in suite else f"CALG_AES_{bits}"
     mac = "384" if suite.endswith("SHA384") else "256"
     authenticated = "GCM" in suite or "CHACHA20" in suite or "CCM" in suite
-    version = protocol(pump).removeprefix("TLSv").replace(".", "_")
     return (
-        f"TLS protocol SP_PROT_TLS{version}_{pump.side.value} negotiation succeeded"
+        f"TLS protocol SP_PROT_TLS{version.removeprefix('TLSv').replace('.', '_')}_{side.value} negotiation succeeded"
         f" using bulk encryption algorithm {bulk} with strength {bits} bits,"
         f" MAC hash algorithm CALG_SHA_{mac} with strength {0 if authenticated else mac} bits"
-        f" and key exchange algorithm CALG_ECDH_EPHEM with strength {_GROUP_STRENGTH.get(group(pump).lower(), 0)} bits"
+        f" and key exchange algorithm CALG_ECDH_EPHEM with strength {_GROUP_STRENGTH.get(key_exchange.lower(), 0)} bits"
     )

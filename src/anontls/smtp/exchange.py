@@ -29,7 +29,7 @@ class Size(enum.Enum):
     DISABLED = "Disabled"  # not offered; the limit holds all the same
 
 
-class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """What a Receive connector and its certificates let one session offer; made once, shared by its sessions."""
 
     fqdn: str
