@@ -200,7 +200,7 @@ def anontls(
     program: Sequence[str] = SERVE,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
-    """A node that is ``server``.
+    """A node that is ``server``, with the OpenSSL settings of ``contrib``.
 
     ``delivery`` are the lines of that table, a Maildir without them; ``tables`` are more tables of the configuration.
     """
@@ -214,7 +214,8 @@ def anontls(
         f"[delivery]\n{delivery or maildir}\n\n"
         f'[log]\nevents = "{name}-events.jsonl"\n' + (f'protocol = "{name}-log"\n' if protocol_log else "") + tables
     )
-    with process([*program, str(path)], port, lab.folder / f"{name}.log", environment) as running:
+    settings = {"OPENSSL_CONF": str(HERE.parent / "contrib" / "openssl.cnf"), **(environment or {})}
+    with process([*program, str(path)], port, lab.folder / f"{name}.log", settings) as running:
         yield running
 
 

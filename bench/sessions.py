@@ -75,8 +75,8 @@ def measure(bench: Bench) -> None:
             1.3,
             1.5,
             "EHLO, verb, mutual TLS 1.3 handshake (X25519), EHLO, QUIT; 48 at a time; ours X-ANONYMOUSTLS with two"
-            " selections and direct trust, without protocol log; Postfix STARTTLS, smtpd_tls_ask_ccert=yes, no"
-            " tickets, no log daemon.",
+            " selections and direct trust, without protocol log; Postfix STARTTLS, smtpd_tls_ask_ccert=yes, no log"
+            " daemon.  No tickets on either side, here and in all rows.",
         )
         bench.compare(
             "complete TLS sessions beside a C sink on OpenSSL, P-256",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -27,7 +28,18 @@ needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reas
 KNOWN = {
     "Unit": {"Description", "Documentation", "Wants", "After", "Requires", "StartLimitIntervalSec", "StartLimitBurst"},
     "Service": {
-        *("Type", "User", "Group", "UMask", "ExecStart", "ExecReload", "TimeoutStopSec", "Restart", "RestartSec"),
+        *(
+            "Type",
+            "Environment",
+            "User",
+            "Group",
+            "UMask",
+            "ExecStart",
+            "ExecReload",
+            "TimeoutStopSec",
+            "Restart",
+            "RestartSec",
+        ),
         *("RestartPreventExitStatus", "LimitNOFILE", "StateDirectory", "StateDirectoryMode", "LogsDirectory"),
         *("LogsDirectoryMode", "ProtectSystem", "ProtectHome", "PrivateTmp", "AmbientCapabilities"),
         *("CapabilityBoundingSet", "NoNewPrivileges", "RestrictSUIDSGID", "RestrictAddressFamilies"),
@@ -119,6 +131,32 @@ def test_the_documented_configuration_writes_where_it_may() -> None:
         assert Path(path).is_relative_to(state)
     for path in (given["log"]["events"], given["log"]["protocol"]):
         assert Path(path).is_relative_to(logs)
+
+
+LAST_FLIGHT = """
+from tests.test_tls import Side, TlsPump, client_context, own, server_context
+server, client = TlsPump(server_context(own())), TlsPump(client_context(own()))
+client.start()
+while not server.handshake_done:
+    server.received(client.output())
+    client.received(last := server.output())
+print(len(last))
+"""
+
+
+@pytest.mark.parametrize("with_settings", [True, False])
+def test_no_tickets_are_sent_with_its_settings_of_openssl(with_settings: bool) -> None:
+    settings = ROOT / "contrib" / Path(value("Environment").partition("=")[2]).name
+    ran = subprocess.run(
+        [sys.executable, "-c", LAST_FLIGHT],
+        cwd=ROOT,
+        env=os.environ | {"OPENSSL_CONF": str(settings) if with_settings else "/dev/null"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert (ran.stdout == "0\n") is with_settings, ran.stdout
 
 
 MDWE = """

@@ -101,7 +101,7 @@ def _context(side: Side, own: OwnCertificate | None, maximum: Version) -> SSL.Co
     context.set_cipher_list(CIPHERS)
     context.set_tls13_ciphersuites(CIPHERS_1_3)
     # No resumption: a resumed session would not show the peer's certificate again.  A TLS 1.3 server still sends its two
-    # tickets of 79 bytes, which lead to nothing; the binding has no way to stop them.
+    # tickets of 79 bytes, which lead to nothing; the binding has no way to stop them, contrib/openssl.cnf has.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(
         SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION | SSL.OP_CIPHER_SERVER_PREFERENCE
