@@ -20,7 +20,7 @@ from typing import cast
 import uvloop
 
 from anontls.certstore.folder import FolderStore
-from anontls.tls import TlsPump, cipher, client_context, group, protocol
+from anontls.tls import TlsPump, client_context
 
 LINE = 78
 
@@ -115,7 +115,7 @@ class Session(asyncio.Protocol):
                     self.transport.write(pump.output())
                     return
                 if not self.load.tls:
-                    self.load.tls = f"{protocol(pump)} {group(pump)} {cipher(pump)}"
+                    self.load.tls = f"{pump.protocol} {pump.group} {pump.cipher}"
                 self.say(self.load.hello, self.secured)
             data = pump.read()
         if not data:

@@ -69,12 +69,12 @@ def plain_context(side: Side, shown: OwnCertificate | None, ciphers: bytes = b"D
 def test_each_side_gets_the_bytes_of_the_other_certificate(server: Kind, client: Kind | None, version: Version) -> None:
     shown = own(client) if client else None
     here, there = connect(server_context(own(server), maximum=version), client_context(shown))
-    assert tls.protocol(here) == tls.protocol(there) == version
-    assert tls.cipher(here) == tls.cipher(there) != ""
-    seen = tls.peer_certificate(there)
+    assert here.protocol == there.protocol == version
+    assert here.cipher == there.cipher != ""
+    seen = there.peer
     assert seen is not None
     assert seen.der == own(server).der
-    seen = tls.peer_certificate(here)
+    seen = here.peer
     assert (seen and seen.der) == (shown and shown.der)
 
 
@@ -90,14 +90,14 @@ def test_any_certificate_of_a_peer_is_taken_on_both_sides(weak: str, version: Ve
     }
     shown = makers[weak]()
     ours, _ = connect(server_context(own(), maximum=version), plain_context(Side.CLIENT, shown))
-    seen = tls.peer_certificate(ours)
+    seen = ours.peer
     assert seen is not None
     assert seen.der == shown.der
     _, ours = connect(plain_context(Side.SERVER, shown), client_context(own(), maximum=version))
-    seen = tls.peer_certificate(ours)
+    seen = ours.peer
     assert seen is not None
     assert seen.der == shown.der
-    assert tls.protocol(ours) == version
+    assert ours.protocol == version
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -105,7 +105,7 @@ def test_our_own_sha1_or_expired_certificate_is_loaded(version: Version) -> None
     for shown in (make_weak(), make(start=NOW - timedelta(days=4000), days=10)):
         here, there = connect(server_context(shown, maximum=version), client_context(shown))
         for pump in (here, there):
-            seen = tls.peer_certificate(pump)
+            seen = pump.peer
             assert seen is not None
             assert seen.der == shown.der
 
@@ -211,12 +211,13 @@ def test_nothing_is_resumed(version: Version) -> None:
     session = there._connection.get_session()
     assert session is not None
     here, again = TlsPump(server), TlsPump(context)
+    again._begin()
     again._connection.set_session(session)
     again.start()
     carry(here, again)
     assert here.handshake_done
     assert not lib.SSL_session_reused(again._connection._ssl)
-    seen = tls.peer_certificate(here)
+    seen = here.peer
     assert seen is not None
     assert seen.der == own().der
 
@@ -347,7 +348,7 @@ def test_renegotiation_is_refused() -> None:
         here.received(wire)
         assert here.read() == b""
     there.close()
-    assert tls.protocol(here) == "TLSv1.2"
+    assert here.protocol == "TLSv1.2"
 
 
 def test_a_context_of_somebody_else_and_writing_too_early_are_our_own_faults() -> None:
@@ -358,8 +359,8 @@ def test_a_context_of_somebody_else_and_writing_too_early_are_our_own_faults() -
         pump.write(b"EHLO")
     with pytest.raises(ValueError, match="before the handshake"):
         tls.exporter(pump, b"EXPORTER-Channel-Binding", 32)
-    assert tls.cipher(pump) == ""
-    assert tls.peer_certificate(pump) is None
+    assert pump.cipher == ""
+    assert pump.peer is None
     assert "CLIENT" in repr(pump)
 
 
@@ -410,7 +411,7 @@ def test_the_chain_is_sent() -> None:
     chain = there._connection.get_peer_cert_chain(as_cryptography=True)
     assert chain is not None
     assert len(chain) == 2
-    seen = tls.peer_certificate(there)
+    seen = there.peer
     assert seen is not None
     assert seen.der == leaf.der
 
@@ -489,7 +490,7 @@ def test_the_line_of_the_protocol_log() -> None:
 )
 def test_the_line_for_each_suite(suite: bytes, words: str) -> None:
     here, _ = connect(server_context(own("rsa"), maximum="TLSv1.2"), plain_context(Side.CLIENT, None, suite))
-    assert tls.cipher(here).encode() == suite
+    assert here.cipher.encode() == suite
     assert words in tls.schannel_line(here)
 
 

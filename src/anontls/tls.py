@@ -164,20 +164,26 @@ class TlsPump:
 
     __slots__ = (
         "_ahead",
+        "_begun",
         "_closed",
         "_connection",
-        "_description",
+        "_context",
         "_failure",
         "_got",
         "_out",
-        "_peer",
         "_pending",
         "_plain",
         "_unread",
+        "cipher",
         "eof",
+        "group",
         "handshake_done",
+        "peer",
+        "protocol",
         "side",
     )
+
+    _connection: SSL.Connection  # there once it has begun
 
     def __init__(self, context: SSL.Context) -> None:
         side = context.get_app_data()
@@ -186,29 +192,40 @@ class TlsPump:
         self.side: Side = side
         self.handshake_done = False
         self.eof = False  #: the peer has said that no more data comes (close_notify)
-        self._connection = SSL.Connection(context, None)
+        self.protocol = ""  #: ``TLSv1.2`` or ``TLSv1.3``; this and what follows once the handshake is done
+        self.cipher = ""  #: the cipher suite under OpenSSL's name
+        self.group = ""  #: the group of the key exchange, such as ``x25519``
+        #: The certificate that the peer showed, with its bytes; ``None`` when it showed none.  What the facts cannot read
+        #: of its bytes is unknown, and never an error.
+        self.peer: Certificate | None = None
+        self._context = context
+        self._begun = False
         self._failure: TlsFailed | None = None
         self._got = 0
         self._out: list[bytes] = []
-        self._peer: Certificate | None = None
         self._plain: list[bytes] = []
         self._unread = 0
-        self._description: tuple[str, str, str] | None = None
         self._closed = False
         self._pending = False  # the library may hold output: to ask costs as much as to take it
         self._ahead = 0  # octets to come of the record that has begun; -1: where records end is not known
-        if side is Side.SERVER:
-            self._connection.set_accept_state()
-        else:
-            self._connection.set_connect_state()
 
     def __repr__(self) -> str:
         return f"TlsPump({self.side.value}, handshake_done={self.handshake_done}, eof={self.eof})"
 
     def start(self) -> None:
-        """Begin: the client's first message is in :meth:`output`; a server waits."""
+        """Begin: the client's first message is in :meth:`output`; a server begins by itself with what it receives."""
+        self._begin()
         if self.side is Side.CLIENT:
             self._handshake()
+
+    def _begin(self) -> None:
+        """Not before there is something to do: it takes long, and a thread may be there to do it."""
+        self._begun = True
+        self._connection = SSL.Connection(self._context, None)
+        if self.side is Side.SERVER:
+            self._connection.set_accept_state()
+        else:
+            self._connection.set_connect_state()
 
     def received(self, data: bytes | bytearray | memoryview) -> None:
         """Take what the peer sent, in any pieces.
@@ -218,6 +235,8 @@ class TlsPump:
         """
         if self._failure is not None:
             raise self._failure
+        if not self._begun:
+            self._begin()
         if not self._got and len(data) and not 0x14 <= data[0] <= 0x18:  # the types of TLS records
             self._connection.bio_write(data[:RECORD])
             self._refuse_plain_text()
@@ -289,8 +308,18 @@ class TlsPump:
             self._fail("the peer closed the session before the handshake was complete")
         except SSL.Error as e:
             self._fail(_reason(e), e)
+        self._read_what_was_shown()
         self.handshake_done = True
         return True
+
+    def _read_what_was_shown(self) -> None:
+        connection = self._connection
+        self.protocol = connection.get_protocol_version_name()
+        self.cipher = connection.get_cipher_name() or ""
+        self.group = connection.get_group_name() or ""
+        shown = connection.get_peer_certificate()
+        if shown is not None:
+            self.peer = _certificate(crypto.dump_certificate(crypto.FILETYPE_ASN1, shown))
 
     def _is_record(self, part: bytes | bytearray | memoryview) -> bool:
         """Whether it is one whole record, as most short messages arrive."""
@@ -364,18 +393,6 @@ def _reason(error: Exception) -> str:
 # --- what a session shows ---------------------------------------------------------------------------------------------
 
 
-def peer_certificate(pump: TlsPump) -> Certificate | None:
-    """The certificate that the peer showed, with its bytes; ``None`` when it showed none.
-
-    What the facts cannot read of its bytes is unknown, and never an error.
-    """
-    if pump._peer is None:
-        shown = pump._connection.get_peer_certificate()
-        if shown is not None:
-            pump._peer = _certificate(crypto.dump_certificate(crypto.FILETYPE_ASN1, shown))
-    return pump._peer
-
-
 def _certificate(der: bytes) -> Certificate:
     return _known_certificate(der) if len(der) <= MAX_KEPT else Certificate(der=der)
 
@@ -384,36 +401,6 @@ def _certificate(der: bytes) -> Certificate:
 def _known_certificate(der: bytes) -> Certificate:
     """The servers of an organisation are few, and show the same certificate again in each session."""
     return Certificate(der=der)
-
-
-def _description(pump: TlsPump) -> tuple[str, str, str]:
-    """Protocol, cipher suite and group; the library is asked once."""
-    if pump._description is not None:
-        return pump._description
-    connection = pump._connection
-    found = (
-        connection.get_protocol_version_name(),
-        connection.get_cipher_name() or "",
-        connection.get_group_name() or "",
-    )
-    if pump.handshake_done:
-        pump._description = found
-    return found
-
-
-def protocol(pump: TlsPump) -> str:
-    """``TLSv1.2`` or ``TLSv1.3``."""
-    return _description(pump)[0]
-
-
-def cipher(pump: TlsPump) -> str:
-    """The cipher suite under OpenSSL's name; empty before there is one."""
-    return _description(pump)[1]
-
-
-def group(pump: TlsPump) -> str:
-    """The group of the key exchange, such as ``x25519``; empty before there is one."""
-    return _description(pump)[2]
 
 
 def exporter(pump: TlsPump, label: bytes, length: int, context: bytes | None = b"") -> bytes:
@@ -469,7 +456,7 @@ def schannel_line(pump: TlsPump) -> str:
     Observed for TLS 1.2 with AES-GCM and a curve.  TLS 1.3, CBC and ChaCha20 (which has no ``CALG_`` name in Windows)
     are our reading by the same pattern, not observed.
     """
-    return _schannel_line(pump.side, *_description(pump))
+    return _schannel_line(pump.side, pump.protocol, pump.cipher, pump.group)
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,7 @@ from anontls.certstore import write
 from anontls.certstore.new import new_internal_certificate
 from anontls.facts import Certificate, InternalTlsCert
 from anontls.facts.own_certificate import OwnCertificate
-from anontls.tls import TlsFailed, TlsPump, peer_certificate, server_context, server_end_point
+from anontls.tls import TlsFailed, TlsPump, server_context, server_end_point
 from anontls.transport.service import system_now
 from lab.samba import Samba
 from tests.ad.tickets import Tickets
@@ -195,7 +195,7 @@ class Between:
 def channel(client: Client) -> bytes:
     """The binding to the session that the client is in."""
     assert client.pump is not None
-    shown = peer_certificate(client.pump)
+    shown = client.pump.peer
     assert shown is not None
     assert shown.der is not None
     return b"tls-server-end-point:" + server_end_point(shown.der)

@@ -20,7 +20,6 @@ from anontls.certstore.new import new_internal_certificate
 from anontls.directory.ldap.follow import Follower
 from anontls.facts.own_certificate import OwnCertificate
 from anontls.kerberos import Kerberos, computer_account
-from anontls.tls import peer_certificate
 from anontls.transport.queue_delivery import QueueDelivery
 from anontls.transport.service import system_now
 from lab.exchange import Exchange
@@ -231,7 +230,7 @@ async def shown(node: Running) -> bytes | None:
             return None
         await client.secure()
         assert client.pump is not None
-        peer = peer_certificate(client.pump)
+        peer = client.pump.peer
         assert peer is not None
         return peer.der
 

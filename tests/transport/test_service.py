@@ -82,12 +82,10 @@ def process(world: World, name: str) -> Iterator[tuple[Process, int]]:
 
 async def shown(port: int) -> str | None:
     """The thumbprint behind X-ANONYMOUSTLS."""
-    from anontls.tls import peer_certificate
-
     async with greeted(port) as client:
         await client.secure()
         assert client.pump is not None
-        peer = peer_certificate(client.pump)
+        peer = client.pump.peer
         return None if peer is None else str(peer.thumbprint)
 
 

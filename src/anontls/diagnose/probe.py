@@ -16,7 +16,7 @@ from anontls.facts.certificate import certificate_bytes
 from anontls.facts.trust import Trust, direct_trust
 from anontls.smtp import ClientSession, ClientSettings, RemoteProtocolError, Reply, TlsVerb, exchange
 from anontls.smtp.events import ClientEvent, Ready, Refused, StartTlsNow, TlsRefused
-from anontls.tls import TlsFailed, TlsPump, cipher, client_context, peer_certificate, protocol
+from anontls.tls import TlsFailed, TlsPump, client_context
 
 READ = 64 * 1024
 VERBS: tuple[TlsVerb, ...] = ("X-ANONYMOUSTLS", "STARTTLS")
@@ -175,8 +175,8 @@ class _Talk:
                 secured = pump.handshake_done
                 pump.received(data)
                 if not secured and pump.handshake_done:
-                    self.seen.certificate = peer_certificate(pump)
-                    self.seen.protocol, self.seen.cipher = protocol(pump), cipher(pump)
+                    self.seen.certificate = pump.peer
+                    self.seen.protocol, self.seen.cipher = pump.protocol, pump.cipher
                     self.session.tls_established()
                 data = pump.read()
             if data:

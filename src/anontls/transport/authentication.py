@@ -33,7 +33,7 @@ from anontls.kerberos import (
 from anontls.kerberos.failure import KerberosFailed, Reason
 from anontls.smtp import ClientSession, Reply, ServerSession, exchange, exchange_auth
 from anontls.smtp.events import Authenticate, Authenticated, ServerEvent
-from anontls.tls import BindingUndefined, TlsPump, exporter, protocol, server_end_point
+from anontls.tls import BindingUndefined, TlsPump, exporter, server_end_point
 from anontls.transport.metrics import Metrics, Proof
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def channel_binding(mechanism: str, pump: TlsPump, certificate: Certificate | No
     """
     try:
         if mechanism == "EXCHANGEAUTH":
-            if protocol(pump) != "TLSv1.3":
+            if pump.protocol != "TLSv1.3":
                 raise BindingUndefined("tls-exporter: TLS 1.2 has none that is safe")  # [RFC9266 4.2]
             return b"tls-exporter:" + exporter(pump, b"EXPORTER-Channel-Binding", 32)
         return b"tls-server-end-point:" + server_end_point((certificate and certificate.der) or b"")
@@ -291,7 +291,7 @@ class Outbound:
     async def prepare(self) -> None:
         """Get the ticket; what goes wrong is told by `begin`."""
         offers = exchange.offered_authentication(self._session.extensions)
-        if self._authentication.exchange_auth and offers.exchange_auth and protocol(self._channel[0]) == "TLSv1.3":
+        if self._authentication.exchange_auth and offers.exchange_auth and self._channel[0].protocol == "TLSv1.3":
             self.mechanism = "EXCHANGEAUTH"
         try:
             if not self._realm:

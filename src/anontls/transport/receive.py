@@ -32,7 +32,7 @@ from anontls.smtp.events import (
     StartTls,
 )
 from anontls.smtp.syntax import Envelope, Recipient
-from anontls.tls import MAX_HANDSHAKE, TlsFailed, TlsPump, cipher, peer_certificate, protocol, schannel_line
+from anontls.tls import MAX_HANDSHAKE, TlsFailed, TlsPump, schannel_line
 from anontls.transport.authentication import Inbound
 from anontls.transport.body import Body
 from anontls.transport.connector import server_settings, serves
@@ -421,8 +421,7 @@ class Connection(asyncio.Protocol):
 
     def _start_tls(self) -> None:
         presented = self._presented[self._verb]
-        pump = self._pump = TlsPump(presented.context)
-        pump.start()
+        self._pump = TlsPump(presented.context)
         self._handshake_timer = self._loop.call_later(
             self.receiver.limits.handshake_timeout, self._tls_failed, TlsFailed("the handshake timed out")
         )
@@ -435,7 +434,7 @@ class Connection(asyncio.Protocol):
             self._handshake_timer = None
         if self._session_log is not None:
             self._session_log.information("", schannel_line(pump))
-            peer = peer_certificate(pump)
+            peer = pump.peer
             if peer is not None:
                 self._session_log.certificate("Received", peer)
             if self._verb == exchange.STARTTLS and peer is None:
@@ -451,7 +450,7 @@ class Connection(asyncio.Protocol):
         session, pump = self._session, self._pump
         if session is None or pump is None or session.tls != exchange.X_ANONYMOUSTLS:
             return
-        self._trust = self.receiver.node.trust(peer_certificate(pump), name, self.receiver.connector)
+        self._trust = self.receiver.node.trust(pump.peer, name, self.receiver.connector)
         if not self._trust.trusted:
             self._ends("not-trusted")
         session.exchange_server = self._trust.trusted and self.receiver.connector.lets_in("ExchangeServers") is True
@@ -534,7 +533,7 @@ class Connection(asyncio.Protocol):
         session, pump = self._session, self._pump
         if session is None:  # the peer is gone; its message is whole
             return f"Received: by {self.receiver.node.fqdn} id {self.id};\r\n {self.receiver.date()}\r\n".encode()
-        tls = f" (version={protocol(pump).replace('v', '').replace('.', '_')}, cipher={cipher(pump)})" if pump else ""
+        tls = f" (version={pump.protocol.replace('v', '').replace('.', '_')}, cipher={pump.cipher})" if pump else ""
         with_ = "ESMTPS" if pump else "ESMTP" if session.esmtp else "SMTP"
         address = f"IPv6:{session.peer}" if ":" in session.peer else session.peer  # [RFC5321 4.1.3]
         return (

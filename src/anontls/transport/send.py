@@ -36,7 +36,7 @@ from anontls.smtp.events import (
     TlsRefused,
 )
 from anontls.smtp.syntax import Envelope
-from anontls.tls import TlsFailed, TlsPump, client_context, peer_certificate, schannel_line
+from anontls.tls import TlsFailed, TlsPump, client_context, schannel_line
 from anontls.transport.authentication import Outbound
 from anontls.transport.metrics import Outcome
 from anontls.transport.node import Node, Presented, new_session_id
@@ -484,7 +484,7 @@ class OutboundSession(asyncio.Protocol):
 
     def _secured(self, pump: TlsPump) -> None:
         self._tell(Mark.INFORMATION, "", schannel_line(pump))
-        self._check_peer(peer_certificate(pump))
+        self._check_peer(pump.peer)
         self._session.tls_established()
         self._flush()
 
