@@ -211,7 +211,6 @@ def test_nothing_is_resumed(version: Version) -> None:
     session = there._connection.get_session()
     assert session is not None
     here, again = TlsPump(server), TlsPump(context)
-    again._begin()
     again._connection.set_session(session)
     again.start()
     carry(here, again)

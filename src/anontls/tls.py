@@ -164,10 +164,8 @@ class TlsPump:
 
     __slots__ = (
         "_ahead",
-        "_begun",
         "_closed",
         "_connection",
-        "_context",
         "_failure",
         "_got",
         "_out",
@@ -183,8 +181,6 @@ class TlsPump:
         "side",
     )
 
-    _connection: SSL.Connection  # there once it has begun
-
     def __init__(self, context: SSL.Context) -> None:
         side = context.get_app_data()
         if not isinstance(side, Side):
@@ -198,8 +194,7 @@ class TlsPump:
         #: The certificate that the peer showed, with its bytes; ``None`` when it showed none.  What the facts cannot read
         #: of its bytes is unknown, and never an error.
         self.peer: Certificate | None = None
-        self._context = context
-        self._begun = False
+        self._connection = SSL.Connection(context, None)
         self._failure: TlsFailed | None = None
         self._got = 0
         self._out: list[bytes] = []
@@ -208,24 +203,18 @@ class TlsPump:
         self._closed = False
         self._pending = False  # the library may hold output: to ask costs as much as to take it
         self._ahead = 0  # octets to come of the record that has begun; -1: where records end is not known
+        if side is Side.SERVER:
+            self._connection.set_accept_state()
+        else:
+            self._connection.set_connect_state()
 
     def __repr__(self) -> str:
         return f"TlsPump({self.side.value}, handshake_done={self.handshake_done}, eof={self.eof})"
 
     def start(self) -> None:
-        """Begin: the client's first message is in :meth:`output`; a server begins by itself with what it receives."""
-        self._begin()
+        """Begin: the client's first message is in :meth:`output`; a server waits."""
         if self.side is Side.CLIENT:
             self._handshake()
-
-    def _begin(self) -> None:
-        """Not before there is something to do: it takes long, and a thread may be there to do it."""
-        self._begun = True
-        self._connection = SSL.Connection(self._context, None)
-        if self.side is Side.SERVER:
-            self._connection.set_accept_state()
-        else:
-            self._connection.set_connect_state()
 
     def received(self, data: bytes | bytearray | memoryview) -> None:
         """Take what the peer sent, in any pieces.
@@ -235,8 +224,6 @@ class TlsPump:
         """
         if self._failure is not None:
             raise self._failure
-        if not self._begun:
-            self._begin()
         if not self._got and len(data) and not 0x14 <= data[0] <= 0x18:  # the types of TLS records
             self._connection.bio_write(data[:RECORD])
             self._refuse_plain_text()

@@ -32,11 +32,10 @@ from anontls.smtp.events import (
     StartTls,
 )
 from anontls.smtp.syntax import Envelope, Recipient
-from anontls.tls import MAX_HANDSHAKE, TlsFailed, TlsPump, schannel_line
+from anontls.tls import TlsFailed, TlsPump, schannel_line
 from anontls.transport.authentication import Inbound
 from anontls.transport.body import Body
 from anontls.transport.connector import server_settings, serves
-from anontls.transport.handshakes import Handshakes
 from anontls.transport.metrics import Outcome
 from anontls.transport.node import Node, Presented, new_session_id
 from anontls.transport.writes import Writes
@@ -86,7 +85,6 @@ class Receiver:
         limits: Limits,
         delivery: Delivery,
         log: ProtocolLog | None,
-        handshakes: Handshakes,
         say: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.node = node
@@ -94,7 +92,6 @@ class Receiver:
         self.limits = limits
         self.delivery = delivery
         self.log = log
-        self.handshakes = handshakes
         self.say = say  # to the operator: what keeps mail from being delivered
         self.sessions: set[Connection] = set()
         self.by_peer: Counter[str] = Counter()
@@ -165,7 +162,6 @@ class Connection(asyncio.Protocol):
         "_body",
         "_closing",
         "_delivering",
-        "_early",
         "_handshake_timer",
         "_loop",
         "_outcome",
@@ -199,7 +195,6 @@ class Connection(asyncio.Protocol):
         self._presented: dict[str, Presented] = {}
         self._pump: TlsPump | None = None
         self._verb = ""
-        self._early: bytes | None = None  # came while a thread has the pump; None: no thread has it
         self._trust: Trust | None = None
         self._authentication: Inbound | None = None
         self._body: Body | None = None
@@ -250,37 +245,6 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._active = self._loop.time()
-        pump = self._pump
-        if self._early is not None:
-            self._early += data
-            if len(self._early) > MAX_HANDSHAKE:
-                self._tls_failed(TlsFailed(f"more than {MAX_HANDSHAKE} bytes sent ahead"))
-        elif pump is None or pump.handshake_done:
-            self._take(data)
-        else:
-            self._early = b""
-            self.receiver.handshakes.received(pump, data, self._shaken)
-
-    def _shaken(self, raised: Exception | None) -> None:
-        """A thread is through with what came for the handshake."""
-        early, self._early = self._early, None
-        session, pump, transport = self._session, self._pump, self._transport
-        if session is None or pump is None or transport is None or transport.is_closing():
-            return
-        if isinstance(raised, TlsFailed):
-            self._tls_failed(raised)
-            return
-        if raised is not None:
-            transport.abort()
-            raise raised
-        if pump.handshake_done:
-            self._secured(pump, session)
-        self._take(b"")
-        if early:
-            self.data_received(early)
-
-    def _take(self, data: bytes) -> None:
-        """What came, but for a handshake; without ``data`` what the pump has."""
         pump, session = self._pump, self._session
         if session is None:
             return
@@ -288,8 +252,10 @@ class Connection(asyncio.Protocol):
             if pump is None:
                 events = session.receive(data)
             else:
-                if data:
-                    pump.received(data)
+                secured = pump.handshake_done
+                pump.received(data)
+                if not secured and pump.handshake_done:
+                    self._secured(pump, session)
                 plain = pump.read()
                 events = session.receive(plain) if plain else []
                 if pump.eof:
@@ -392,7 +358,7 @@ class Connection(asyncio.Protocol):
 
     def _flush(self, *, last: bool = False) -> None:
         session, transport = self._session, self._transport
-        if session is None or transport is None or transport.is_closing() or self._early is not None:
+        if session is None or transport is None or transport.is_closing():
             return
         data = session.output()
         pump = self._pump
@@ -577,7 +543,7 @@ class Connection(asyncio.Protocol):
         if self._session_log is not None and reason != "QUIT" and self._closing != "Remote":
             self._session_log.information("", reason)
         self._closing = self._closing or "Local"
-        if self._pump is not None and self._early is None:
+        if self._pump is not None:
             self._pump.close()
             last = self._pump.output()
             if last:

@@ -37,7 +37,6 @@ from anontls.transport.authentication import Authentication
 from anontls.transport.connector import receive_connector as receive_connector
 from anontls.transport.deliver import MaildirDelivery, NextHopDelivery
 from anontls.transport.destinations import configured_hop
-from anontls.transport.handshakes import Handshakes
 from anontls.transport.metrics import Metrics, Observed
 from anontls.transport.metrics_server import MetricsServer
 from anontls.transport.node import Node
@@ -105,7 +104,6 @@ class Service:
         self.delivery: Delivery | None = None  # from the start on
         self.receivers: list[Receiver] = []
         self.servers: list[asyncio.Server] = []
-        self._handshakes: Handshakes | None = None
         self._metrics: MetricsServer | None = None
         self._loaded = now()
         self._startup: Decision | None = None
@@ -241,7 +239,6 @@ class Service:
         delivery = self.delivery = self._delivery()
         if isinstance(delivery, QueueDelivery):
             await delivery.start()
-        self._handshakes = handshakes = Handshakes()
         receivers: dict[str, Receiver] = {}  # the limits are those of a connector, however many addresses it has
         for entry, connector in listens:
             receiver = receivers.get(connector.identity)
@@ -252,7 +249,6 @@ class Service:
                     self.config.limits_of(connector.identity),
                     delivery,
                     self.receive_log,
-                    handshakes,
                     self._complain,
                 )
                 self.receivers.append(receiver)
@@ -422,8 +418,6 @@ class Service:
                 session.abort()
             for delivery in tuple(receiver.deliveries):
                 delivery.cancel()
-        if self._handshakes is not None:
-            self._handshakes.close()
         if self.follower is not None:
             await self.follower.stop()
         if isinstance(self.delivery, QueueDelivery):
