@@ -166,18 +166,16 @@ class TlsPump:
         "_ahead",
         "_closed",
         "_connection",
+        "_description",
         "_failure",
         "_got",
         "_out",
         "_pending",
         "_plain",
         "_unread",
-        "cipher",
         "eof",
-        "group",
         "handshake_done",
         "peer",
-        "protocol",
         "side",
     )
 
@@ -188,12 +186,10 @@ class TlsPump:
         self.side: Side = side
         self.handshake_done = False
         self.eof = False  #: the peer has said that no more data comes (close_notify)
-        self.protocol = ""  #: ``TLSv1.2`` or ``TLSv1.3``; this and what follows once the handshake is done
-        self.cipher = ""  #: the cipher suite under OpenSSL's name
-        self.group = ""  #: the group of the key exchange, such as ``x25519``
-        #: The certificate that the peer showed, with its bytes; ``None`` when it showed none.  What the facts cannot read
-        #: of its bytes is unknown, and never an error.
+        #: The certificate that the peer showed in the handshake, with its bytes; ``None`` when it showed none.  What the
+        #: facts cannot read of its bytes is unknown, and never an error.
         self.peer: Certificate | None = None
+        self._description: tuple[str, str, str] | None = None
         self._connection = SSL.Connection(context, None)
         self._failure: TlsFailed | None = None
         self._got = 0
@@ -210,6 +206,31 @@ class TlsPump:
 
     def __repr__(self) -> str:
         return f"TlsPump({self.side.value}, handshake_done={self.handshake_done}, eof={self.eof})"
+
+    @property
+    def protocol(self) -> str:
+        """``TLSv1.2`` or ``TLSv1.3``; empty before the handshake is done, as are the next two."""
+        return self._described()[0]
+
+    @property
+    def cipher(self) -> str:
+        """The cipher suite under OpenSSL's name."""
+        return self._described()[1]
+
+    @property
+    def group(self) -> str:
+        """The group of the key exchange, such as ``x25519``."""
+        return self._described()[2]
+
+    def _described(self) -> tuple[str, str, str]:
+        """The library is asked once, and not for sessions of which nobody wants to know."""
+        if self._description is None:
+            if not self.handshake_done:
+                return "", "", ""
+            connection = self._connection
+            name = connection.get_protocol_version_name()
+            self._description = name, connection.get_cipher_name() or "", connection.get_group_name() or ""
+        return self._description
 
     def start(self) -> None:
         """Begin: the client's first message is in :meth:`output`; a server waits."""
@@ -295,25 +316,20 @@ class TlsPump:
             self._fail("the peer closed the session before the handshake was complete")
         except SSL.Error as e:
             self._fail(_reason(e), e)
-        self._read_what_was_shown()
-        self.handshake_done = True
-        return True
-
-    def _read_what_was_shown(self) -> None:
-        connection = self._connection
-        self.protocol = connection.get_protocol_version_name()
-        self.cipher = connection.get_cipher_name() or ""
-        self.group = connection.get_group_name() or ""
-        shown = connection.get_peer_certificate()
+        shown = self._connection.get_peer_certificate()
         if shown is not None:
             self.peer = _certificate(crypto.dump_certificate(crypto.FILETYPE_ASN1, shown))
+        self.handshake_done = True
+        return True
 
     def _is_record(self, part: bytes | bytearray | memoryview) -> bool:
         """Whether it is one whole record, as most short messages arrive."""
         before = at = self._ahead
+        size, records = len(part), 0
+        if not before and RECORD_HEADER + int.from_bytes(part[3:RECORD_HEADER], "big") == size:
+            return True
         if before < 0:
             return False
-        size, records = len(part), 0
         while at + RECORD_HEADER <= size:
             at += RECORD_HEADER + int.from_bytes(part[at + 3 : at + RECORD_HEADER], "big")
             records += 1

@@ -388,9 +388,7 @@ class Connection(asyncio.Protocol):
     def _start_tls(self) -> None:
         presented = self._presented[self._verb]
         self._pump = TlsPump(presented.context)
-        self._handshake_timer = self._loop.call_later(
-            self.receiver.limits.handshake_timeout, self._tls_failed, TlsFailed("the handshake timed out")
-        )
+        self._handshake_timer = self._loop.call_later(self.receiver.limits.handshake_timeout, self._handshake_timed_out)
         if self._session_log is not None and presented.certificate is not None:
             self._session_log.certificate("Sending", presented.certificate)
 
@@ -406,6 +404,9 @@ class Connection(asyncio.Protocol):
             if self._verb == exchange.STARTTLS and peer is None:
                 session.trace = self._trace_to_hello
         session.tls_established(anonymous=self._verb == exchange.X_ANONYMOUSTLS)  # nothing happens by itself
+
+    def _handshake_timed_out(self) -> None:
+        self._tls_failed(TlsFailed("the handshake timed out"))
 
     def _tls_failed(self, error: TlsFailed) -> None:
         self._ends("tls-failed")
