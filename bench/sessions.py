@@ -102,7 +102,7 @@ def measure(bench: Bench) -> None:
             of_node(nodes["rsa"], "rsa", "sessions", 2500),
             of_postfix("rsa", "sessions", 2000),
             why["postfix"],
-            note="each side signs with RSA once a session, which is most of its time.",
+            note="each side signs with RSA once a session.",
         )
         bench.compare(
             "4 KiB messages received over reused TLS sessions, durable",
