@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tracemalloc
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from time import sleep
@@ -124,6 +125,21 @@ def test_a_certificate_in_one_row(tmp_path: Path) -> None:
     assert row["context"] == (
         "Sending certificate Subject Issuer name Serial number Thumbprint Not before Not after Subject alternate names"
     )
+
+
+def test_what_a_peer_makes_large_is_not_kept(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    session = log.session("a", "b", "", "c")
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number in range(300):
+        large = f"{number}".encode() * 10_000
+        session.certificate("Received", Certificate(der=large, subject=large.decode()))
+        session.dialogue(">", b"250-" + large + b"\r\n250 " + large)
+        log.flush()
+    now, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert now - before < 1_000_000
 
 
 def test_a_certificate_in_a_row_each(tmp_path: Path) -> None:

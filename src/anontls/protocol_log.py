@@ -17,8 +17,8 @@ from anontls.facts import Certificate, is_unknown
 FIELDS = "date-time,connector-id,session-id,sequence-number,local-endpoint,remote-endpoint,event,data,context"
 VERSION = "15.0.0.0"  # what real files say, whatever the build [FACT O 4.1]
 ROW_CONTEXT = " certificate Subject Issuer name Serial number Thumbprint Not before Not after Subject alternate names"
-MAX_KEPT = 256  # certificates and replies whose fields are kept, and
-MAX_KEPT_REPLY = 1024  # characters of such a reply
+MAX_KEPT = 256  # fields of certificates, and as many of replies, that are kept: most come again in each session
+MAX_KEPT_SIZE = 8 * 1024  # characters of such a reply, octets of such a certificate
 FLUSH_AT = 512  # lines gathered before a write, most of them of about 100 octets
 HOUR = "%Y%m%d%H"  # of the file names [FACT O 4.1]
 
@@ -178,6 +178,7 @@ class SessionLog:
         self._row(mark, data and _field(data), context and _field(context))
 
     def _row(self, mark: str, data: str, context: str) -> None:
+        """One line whose fields are made already."""
         log, sequence = self._log, self._sequence
         tick = monotonic()
         if tick >= log.stamp_until:
@@ -201,7 +202,7 @@ class SessionLog:
             for line in text.split("\r\n"):
                 self.add(mark, line)
         else:
-            self._row(mark, (_kept_reply if len(text) <= MAX_KEPT_REPLY else _reply)(text), "")
+            self._row(mark, _reply(text), "")
 
     def information(self, data: str = "", context: str = "") -> None:
         """A line of the program's own."""
@@ -210,7 +211,7 @@ class SessionLog:
     def certificate(self, what: Literal["Sending", "Received"], certificate: Certificate) -> None:
         """A certificate, in the layout of the log."""
         if self._log.layout == "row":
-            self._row(Mark.INFORMATION, _certificate_field(certificate), what + ROW_CONTEXT)
+            self._row(Mark.INFORMATION, _certificate(certificate), what + ROW_CONTEXT)
             return
         subject, issuer, serial, thumbprint, *_, names = _properties(certificate)
         self.information("", f"{what} certificate")
@@ -230,19 +231,28 @@ class SessionLog:
 
 def _reply(text: str) -> str:
     """The field of a reply of several lines."""
+    return _kept_reply_field(text) if len(text) <= MAX_KEPT_SIZE else _reply_field(text)
+
+
+def _reply_field(text: str) -> str:
     return _field(f"{text[:3]}  " + " ".join(line[4:] for line in text.split("\r\n")))
 
 
-_kept_reply = lru_cache(maxsize=MAX_KEPT)(_reply)
+def _certificate(certificate: Certificate) -> str:
+    """The field of a certificate."""
+    small = len(certificate.der or b"") <= MAX_KEPT_SIZE
+    return _kept_certificate_field(certificate) if small else _certificate_field(certificate)
 
 
-@lru_cache(maxsize=MAX_KEPT)
 def _certificate_field(certificate: Certificate) -> str:
     *properties, names = _properties(certificate)
     return _field(" ".join(("", *properties, ";".join(names))))
 
 
-@lru_cache(maxsize=MAX_KEPT)
+_kept_reply_field = lru_cache(maxsize=MAX_KEPT)(_reply_field)
+_kept_certificate_field = lru_cache(maxsize=MAX_KEPT)(_certificate_field)
+
+
 def _properties(certificate: Certificate) -> tuple[str, str, str, str, str, str, Iterable[str]]:
     parsed = certificate.x509
     before, after = certificate.not_before, certificate.not_after

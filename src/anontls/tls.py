@@ -170,12 +170,12 @@ class TlsPump:
         "_failure",
         "_got",
         "_out",
+        "_peer",
         "_pending",
         "_plain",
         "_unread",
         "eof",
         "handshake_done",
-        "peer",
         "side",
     )
 
@@ -186,14 +186,12 @@ class TlsPump:
         self.side: Side = side
         self.handshake_done = False
         self.eof = False  #: the peer has said that no more data comes (close_notify)
-        #: The certificate that the peer showed in the handshake, with its bytes; ``None`` when it showed none.  What the
-        #: facts cannot read of its bytes is unknown, and never an error.
-        self.peer: Certificate | None = None
         self._description: tuple[str, str, str] | None = None
         self._connection = SSL.Connection(context, None)
         self._failure: TlsFailed | None = None
         self._got = 0
         self._out: list[bytes] = []
+        self._peer: Certificate | None = None
         self._plain: list[bytes] = []
         self._unread = 0
         self._closed = False
@@ -206,6 +204,18 @@ class TlsPump:
 
     def __repr__(self) -> str:
         return f"TlsPump({self.side.value}, handshake_done={self.handshake_done}, eof={self.eof})"
+
+    @property
+    def peer(self) -> Certificate | None:
+        """The certificate that the peer showed in the handshake, with its bytes; ``None`` when it showed none.
+
+        What the facts cannot read of its bytes is unknown, and never an error.
+        """
+        if self._peer is None and self.handshake_done:
+            shown = self._connection.get_peer_certificate()
+            if shown is not None:
+                self._peer = _certificate(crypto.dump_certificate(crypto.FILETYPE_ASN1, shown))
+        return self._peer
 
     @property
     def protocol(self) -> str:
@@ -316,25 +326,19 @@ class TlsPump:
             self._fail("the peer closed the session before the handshake was complete")
         except SSL.Error as e:
             self._fail(_reason(e), e)
-        shown = self._connection.get_peer_certificate()
-        if shown is not None:
-            self.peer = _certificate(crypto.dump_certificate(crypto.FILETYPE_ASN1, shown))
         self.handshake_done = True
         return True
 
     def _is_record(self, part: bytes | bytearray | memoryview) -> bool:
         """Whether it is one whole record, as most short messages arrive."""
-        before = at = self._ahead
-        size, records = len(part), 0
-        if not before and RECORD_HEADER + int.from_bytes(part[3:RECORD_HEADER], "big") == size:
+        at, size = self._ahead, len(part)
+        if not at and RECORD_HEADER + int.from_bytes(part[3:RECORD_HEADER], "big") == size:
             return True
-        if before < 0:
-            return False
-        while at + RECORD_HEADER <= size:
-            at += RECORD_HEADER + int.from_bytes(part[at + 3 : at + RECORD_HEADER], "big")
-            records += 1
-        self._ahead = at - size if at >= size else -1  # a header in two pieces is not followed
-        return records == 1 and before == self._ahead == 0
+        if at >= 0:
+            while at + RECORD_HEADER <= size:
+                at += RECORD_HEADER + int.from_bytes(part[at + 3 : at + RECORD_HEADER], "big")
+            self._ahead = at - size if at >= size else -1  # a header in two pieces is not followed
+        return False
 
     def _decrypt(self, *, once: bool = False) -> None:
         """Take what can be read; ``once``: nothing follows a piece, and to be told so costs as much as the piece."""
@@ -350,7 +354,7 @@ class TlsPump:
         except SSL.WantReadError:
             self._pending = True  # an answer to what was no data
         except SSL.ZeroReturnError:
-            self.eof = True
+            self.eof = self._pending = True
         except SSL.Error as e:
             self._fail(_reason(e), e)
 

@@ -37,7 +37,7 @@ def thumbprint_of(der: bytes) -> str:
     return hashlib.sha1(der, usedforsecurity=False).hexdigest().upper()
 
 
-class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=True, cache_hash=True):
+class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=True):
     """One entry of a server's local certificate store, under the property names of ``Get-ExchangeCertificate``.
 
     Either ``der`` is given, and all that X.509 says is derived from it; or the properties are.  Times are aware.
