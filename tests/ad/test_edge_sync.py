@@ -20,6 +20,7 @@ from anontls.directory import edge_subscription
 from anontls.directory.ldap import LdapDirectory, LdapSettings
 from anontls.directory.ldap.edge_sync import Edge, EdgeSync, Report
 from anontls.directory.ldap.publish import server_object
+from anontls.errors import MalformedInput
 from anontls.facts import Certificate, thumbprint_of
 from lab.exchange import Exchange
 from lab.samba import Samba
@@ -181,7 +182,6 @@ def test_garbage_in_the_copy_is_replaced(sync: EdgeSync, adlds: Slapd) -> None:
 @pytest.mark.parametrize(
     ("server", "fqdn", "because"),
     [
-        ("MBX1", "mbx1.contoso.com", "MBX1 is not an Edge server: Mailbox"),
         ("EDGE1", "edge1.fabrikam.com", "its name is edge1.contoso.com, not edge1.fabrikam.com"),
         ("EDGE9", "edge9.contoso.com", "no server object EDGE9"),
     ],
@@ -193,6 +193,20 @@ def test_a_subscription_writes_to_its_own_edge_server_only(
         reports = EdgeSync(active_directory, [Edge(subscription(EDGE2, server, fqdn), on_edge)]).round()
     assert any(because in each.because for each in reports if each.directory == slapd.ldaps_url)
     assert (value(slapd, "MBX1"), value(slapd, "EDGE1")) == (MBX1, None)
+
+
+def test_a_subscription_of_a_mailbox_server_ends_it_before_anything_is_written(
+    slapd: Slapd, exchange: Exchange, adlds: Slapd
+) -> None:
+    where = f"in Active Directory ({slapd.ldaps_url})"
+    with LdapDirectory(settings(slapd)) as active_directory, LdapDirectory(settings(adlds)) as on_edge:
+        wrong = Edge(subscription(EDGE2, "MBX1", "mbx1.contoso.com"), on_edge, "mbx1.subscription")
+        sync = EdgeSync(active_directory, [Edge(subscription(), on_edge), wrong])
+        with pytest.raises(MalformedInput) as raised:
+            sync.round()
+    assert str(raised.value) == f"mbx1.subscription: $.server: MBX1 is a Mailbox server {where}, not an Edge server"
+    assert "edge subscribe" in str(raised.value.hint)
+    assert (value(slapd, "MBX1"), value(slapd, "EDGE1"), value(adlds, "MBX1")) == (MBX1, None, make_der())
 
 
 def test_another_edge_servers_directory_is_not_written(slapd: Slapd, exchange: Exchange, adlds: Slapd) -> None:
@@ -349,6 +363,12 @@ def test_sync_as_a_program(
     assert {line["schema"] for line in told} == {"anontls/edge-sync/1"}
     assert subscription().fingerprint in err
     assert slapd.password not in out + err
+
+    path.write_bytes(edge_subscription.dump(subscription(MBX1, "MBX1", "mbx1.contoso.com")))
+    for once in ([], ["--once"]):
+        assert run([*arguments, *once]) == Exit.USAGE
+        assert f"{path}: $.server: MBX1 is a Mailbox server" in capsys.readouterr().err
+    path.write_bytes(edge_subscription.dump(subscription()))
 
     assert run([*arguments, "--interval", "nan"]) == Exit.USAGE
     assert "not a number of seconds" in capsys.readouterr().err

@@ -12,12 +12,13 @@ import msgspec
 import pytest
 
 from anontls import config
+from anontls.errors import AnontlsError
 from anontls.facts import Scenario
 from anontls.report.json import decision_json
 from anontls.selection import Result
 from anontls.transport.check import Finding, findings
 from anontls.transport.lab import EDGE, MAILBOX
-from anontls.transport.service import system_now
+from anontls.transport.service import Service, system_now
 from lab.exchange import Exchange
 from lab.slapd import Slapd
 from tests.certstore.make import make
@@ -180,6 +181,24 @@ def test_a_start_without_the_directory_is_12012_and_recovers(world: World, slapd
         run(session())
     finally:
         slapd.delete(f"CN=Services,{slapd.configuration}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('folder = "mbx1-certificates"', 'folder = "nowhere"', "nowhere"),
+        ('server = "MBX1"', 'server = "MBX9"', "no server MBX9"),
+        ('ca = "', 'ca = "/nowhere', "/nowhere"),
+    ],
+)
+def test_what_cannot_be_built_leaves_the_directory(world: World, slapd: Slapd, old: str, new: str, said: str) -> None:
+    world.configure(MAILBOX, old, new)
+    settings = config.load(world.config(MAILBOX))
+    before = set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(AnontlsError) as raised:
+        Service(settings, world.folder, now=system_now)
+    assert set(Path("/proc/self/fd").iterdir()) == before, "though the traceback still holds it"
+    assert said in str(raised.value)
 
 
 # --- looked at before it starts ---------------------------------------------------------------------------------------

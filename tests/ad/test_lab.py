@@ -268,6 +268,33 @@ def test_as_somebody_else_than_root(monkeypatch: pytest.MonkeyPatch) -> None:
         programs()
 
 
+@pytest.mark.parametrize("module", ["lab.command", "msgspec", "lab.tour"])
+def test_interrupted_while_it_is_imported(tmp_path: Path, module: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\nclass Interrupt:\n    def find_spec(name, *_):\n"
+        f"        if name == '{module}': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt)\n"
+    )
+    ran = run("--tour", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "\nInterrupted\n")
+
+
+def test_interrupted_while_it_is_set_up(peer: Peer, tmp_path: Path) -> None:
+    peer("samba", root=True)
+    for name in NEEDS:
+        peer(name)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    tool = tmp_path / "samba-tool"
+    tool.write_text("#!/bin/sh\nkill -INT $PPID\nexec sleep 60\n")
+    tool.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    ran = run("--tour", env={**os.environ, "PATH": path, "TMPDIR": str(temporary)}, timeout=30)
+    assert (ran.returncode, ran.stderr) == (130, "\nInterrupted\n")
+    assert "samba-tool domain provision" in ran.stdout
+    assert list(temporary.iterdir()) == []
+
+
 def test_a_folder_that_is_not_empty(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     ran = run("--folder", str(tmp_path))

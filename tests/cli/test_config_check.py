@@ -204,6 +204,29 @@ def test_a_next_hop_that_cannot_prove_itself(lab: Path) -> None:
     assert fault[0] == "delivery.next-hop-server" and "holds no certificate of MBX1" in fault[1]
 
 
+def test_a_mailbox_server_as_next_hop_needs_a_rule_of_the_configuration(anontls: Anontls, lab: Path) -> None:
+    org = snapshot.load((lab / "org.json").read_bytes(), "org.json")
+    other = msgspec.structs.replace(org.servers[0], name="MBX2", fqdn="mbx2.contoso.com")
+    (lab / "org.json").write_bytes(snapshot.dump(msgspec.structs.replace(org, servers=(*org.servers, other))))
+    hop = 'next-hop = "127.0.0.1:25"\nnext-hop-server = "MBX2"\ndelivery-type = "SmtpRelayToMailboxDeliveryGroup"'
+    path = change(lab / "mbx1.toml", 'maildir = "mail"\ncreate-mailboxes = true', hop)
+    (fault,) = (each for each in anontls("config", "check", "--json", path).documents() if each["severity"] == "error")
+    assert (fault["place"], fault["step"]) == ("delivery.next-hop-server", "1.b")
+    cure = 'mailbox-to-mailbox = "verb-without-certificate"'
+    assert fault["cure"] == f"{cure} in the table [rules]"
+    assert anontls("config", "check", add(path, f"[rules]\n{cure}")).status == Exit.DONE
+
+
+def test_a_queue_of_another_kind_than_the_next_hop(anontls: Anontls, lab: Path) -> None:
+    hop = 'next-hop = "127.0.0.1:25"\nnext-hop-server = "EDGE1"'
+    path = change(lab / "mbx1.toml", 'maildir = "mail"\ncreate-mailboxes = true', hop)
+    (fault,) = (each for each in anontls("config", "check", "--json", path).documents() if each["severity"] == "error")
+    assert (fault["place"], fault["step"]) == ("delivery.next-hop-server", "1.b")
+    assert str(fault["cure"]).startswith("delivery.delivery-type ")
+    kind = '\ndelivery-type = "SmtpRelayWithinAdSiteToEdge"'
+    assert anontls("config", "check", change(path, hop, hop + kind)).status == Exit.DONE
+
+
 # --- addresses and names ----------------------------------------------------------------------------------------------
 
 

@@ -121,6 +121,14 @@ def test_a_start_without_the_directory_is_event_12012(answers: Answers) -> None:
             assert [event.id for event in decision.events] == events
 
 
+def test_a_problem_keeps_its_cure(answers: Answers) -> None:
+    answers.says = DomainControllerFailed("ldap://dc1.contoso.com: no Kerberos", hint="`kinit`")
+    following = follower()
+    following.first()
+    closed(following)
+    assert following.status.problem == "ldap://dc1.contoso.com: no Kerberos (`kinit`)"
+
+
 def test_how_fresh_it_is_what_serves(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LdapDirectory, "url", WHERE.urls[0])
     answers.says = DomainControllerFailed("ldaps://dc1.contoso.com: Connection refused")

@@ -50,7 +50,7 @@ def _document(finding: Finding) -> dict[str, str | None]:
         explanation = Explanation(finding.decision)
         text, step = explanation.headline, last.step
         if finding.severity != "note" or finding.decision.verb is None:
-            text, cure = f"{text}: {explanation.because(last)}", explanation.remedy(last)
+            text, cure = f"{text}: {explanation.because(last)}", cure or explanation.remedy(last)
     return {
         "schema": "anontls/config-finding/1",
         "severity": finding.severity,

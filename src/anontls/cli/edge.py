@@ -182,10 +182,10 @@ def sync(
     settings = ldap_settings(urls, bind=ldap_bind, password_file=ldap_password_file, ca=ldap_ca, ask=directory.ask)
     with ExitStack() as stack:
         edges = []
-        for subscription, url in zip(subscriptions, adlds, strict=True):
+        for file, subscription, url in zip(files, subscriptions, adlds, strict=True):
             click.echo(_about(subscription), err=True)
             of_edge = directory.adlds_settings(url, adlds_bind, adlds_password_file, adlds_ca)
-            edges.append(Edge(subscription, stack.enter_context(LdapDirectory(of_edge))))
+            edges.append(Edge(subscription, stack.enter_context(LdapDirectory(of_edge)), str(file)))
         syncing = EdgeSync(stack.enter_context(LdapDirectory(settings)), edges)
 
         def tell(reports: Sequence[Report]) -> None:

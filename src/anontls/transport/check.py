@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -46,7 +46,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was looked at.
 
     ``error``: the node would not start, or mail would not get on.  ``place`` is a key of the configuration, empty for
-    the file or the machine.  ``decision`` is the selection that the finding is about; its explanation belongs to it.
+    the file or the machine.  ``decision`` is the selection that the finding is about; its explanation belongs to it,
+    and its remedy where there is no ``cure``.
     """
 
     severity: Severity
@@ -212,7 +213,16 @@ def _decided(place: str, decision: Decision, *, needed: bool = False) -> Finding
     severity: Severity = "error" if "error" in levels else "warning" if "warning" in levels else "note"
     if decision.result is Result.UNKNOWN or (needed and decision.verb is None):
         severity = "error"
-    return Finding(severity=severity, place=place, text="", decision=decision)
+    cure = _CURES.get(decision.last.because, "")
+    return Finding(severity=severity, place=place, text="", cure=cure, decision=decision)
+
+
+#: Where the explanation's own remedy is for `anontls select`, which is asked about any queue under any rules.
+_CURES: Final = {
+    "1.b.mailbox": 'mailbox-to-mailbox = "verb-without-certificate" in the table [rules]',
+    "1.b.other-type": "delivery.delivery-type says what kind of queue leads to the next hop, such as"
+    ' "SmtpRelayWithinAdSiteToEdge"',
+}
 
 
 # --- addresses and names ----------------------------------------------------------------------------------------------

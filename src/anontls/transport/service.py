@@ -85,22 +85,29 @@ class Service:
         self.now = now
         self.console = console or sys.stderr
         self.follower = self._follower()
-        organization, server = self._organization()
-        store = self._store()
-        self._out = JsonStream(self.console, now) if config.log.console == "json" else Stream(self.console)
-        sinks: list[Sink] = [self._out]
-        if config.log.events:
-            sinks.append(JsonLines(_writable(base / config.log.events)))
-        if config.log.syslog:
-            sinks.append(Syslog(config.log.syslog))
-        metrics = Metrics()
-        events = Events(server.name, tuple(sinks), now, raised=metrics.event)
-        self.certificates = store
-        kerberos = Authentication(config.kerberos, base, server, metrics) if config.kerberos.wanted else None
-        rules = config.selection_rules
-        self.node = Node(organization, server, store, events, now, rules, metrics, kerberos, self.follower)
-        self.receive_log = self._log(Direction.RECEIVE)
-        self.send_log = self._log(Direction.SEND)
+        try:
+            if self.follower is not None:
+                self.follower.first()
+            organization, server = self._organization()
+            store = self._store()
+            self._out = JsonStream(self.console, now) if config.log.console == "json" else Stream(self.console)
+            sinks: list[Sink] = [self._out]
+            if config.log.events:
+                sinks.append(JsonLines(_writable(base / config.log.events)))
+            if config.log.syslog:
+                sinks.append(Syslog(config.log.syslog))
+            metrics = Metrics()
+            events = Events(server.name, tuple(sinks), now, raised=metrics.event)
+            self.certificates = store
+            kerberos = Authentication(config.kerberos, base, server, metrics) if config.kerberos.wanted else None
+            rules = config.selection_rules
+            self.node = Node(organization, server, store, events, now, rules, metrics, kerberos, self.follower)
+            self.receive_log = self._log(Direction.RECEIVE)
+            self.send_log = self._log(Direction.SEND)
+        except BaseException:  # nobody gets what could be stopped
+            if self.follower is not None:
+                self.follower.close()
+            raise
         self.delivery: Delivery | None = None  # from the start on
         self.receivers: list[Receiver] = []
         self.servers: list[asyncio.Server] = []
@@ -116,13 +123,11 @@ class Service:
     # --- what it is made of -------------------------------------------------------------------------------------------
 
     def _follower(self) -> Follower | None:
-        """The directory, read for the first time, where one is followed."""
+        """Of the directory, where one is followed; not read yet."""
         if not self.config.directory.urls:
             return None
         organization = open_organization(str(self.base / self.config.node.organization))
-        follower = follower_of(self.config, self.base, organization, self.now)
-        follower.first()
-        return follower
+        return follower_of(self.config, self.base, organization, self.now)
 
     def _organization(self) -> tuple[Organization, Server]:
         organization = open_organization(str(self.base / self.config.node.organization))

@@ -228,7 +228,7 @@ class Connection:
             hint = "the SASL library's module for GSSAPI is a package of its own: libsasl2-modules-gssapi-mit"
             raise AccountRefused(f"{self.url}: no Kerberos: {reason(e)}", hint=hint) from None
         except ldap.LOCAL_ERROR as e:
-            hint = "`kinit`, or set KRB5_CLIENT_KTNAME to a keytab; or bind by name with --ldap-bind"
+            hint = "`kinit`, or set KRB5_CLIENT_KTNAME to a keytab; or bind by name with --ldap-bind, directory.bind"
             if "not found in Kerberos database" in reason(e):
                 hint = "name the domain controller as its Kerberos service is called: dc1.contoso.com, not its address"
             raise DomainControllerFailed(f"{self.url}: no Kerberos: {reason(e)}", hint=hint) from None
@@ -236,7 +236,7 @@ class Connection:
             raise DomainControllerFailed(f"{self.url}: no answer within {self.settings.timeout:g} s") from None
         except (ldap.SERVER_DOWN, ldap.CONNECT_ERROR) as e:
             hint = (
-                "--ldap-ca names the file of the authority that issued it"
+                "--ldap-ca, directory.ca: the file of the authority that issued it"
                 if fault and fault.startswith(NOT_TRUSTED)
                 else None
             )

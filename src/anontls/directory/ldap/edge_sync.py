@@ -27,7 +27,7 @@ from anontls.directory.ldap.publish import (
     publish,
     server_objects,
 )
-from anontls.errors import Unreachable
+from anontls.errors import MalformedInput, Unreachable
 from anontls.facts import is_unknown, thumbprint_of
 
 INTERVAL: Final = 180.0  # seconds; what EdgeSync has for the configuration [FACT D 5.5]
@@ -57,6 +57,7 @@ class Edge(msgspec.Struct, frozen=True):
 
     subscription: Subscription
     directory: LdapDirectory
+    file: str = "the subscription"  #: how errors call it
 
     @property
     def url(self) -> str:
@@ -91,7 +92,11 @@ class EdgeSync:
         return wait
 
     def round(self) -> list[Report]:
-        """Read all, write what differs, and say what is new about it."""
+        """Read all, write what differs, and say what is new about it.
+
+        Raises:
+            MalformedInput: a subscription names a Mailbox server; nothing is written.
+        """
         new: list[Report] = []
         failures: set[Report] = set()
         down: set[str] = set()
@@ -123,8 +128,18 @@ class EdgeSync:
             yield _unreachable(self._url, e)
             return
         for edge in self._edges:
+            self._require_edge(edge, servers)
+        for edge in self._edges:
             yield from self._to_edge(edge, servers)
             yield from self._to_active_directory(edge, servers)
+
+    def _require_edge(self, edge: Edge, servers: dict[str, list[ServerObject]]) -> None:
+        """A subscription is a file from outside: it must never name the certificate of a Mailbox server."""
+        found = _only(servers, edge.subscription.server)
+        if found is not None and found.server.role == "Mailbox":
+            message = f"{found.name} is a Mailbox server in Active Directory ({self._url}), not an Edge server"
+            hint = "give the file that `anontls edge subscribe` has made on the Edge server"
+            raise MalformedInput(f"{edge.file}: $.server", message, hint=hint)
 
     # --- Mailbox servers' certificates to the Edge ------------------------------------------------------------------------
 
@@ -201,12 +216,8 @@ class EdgeSync:
         because, hint = "", ""
         if found is None:
             because, hint = f"Active Directory has no server object {subscription.server}, or several", MAKE_ONE
-        elif found.server.role != "Edge":
-            # A subscription is a file from outside: it must never name the certificate of a Mailbox server.
-            role = found.server.role
-            because = (
-                f"in Active Directory {found.name} is not an Edge server: {role.because if is_unknown(role) else role}"
-            )
+        elif is_unknown(role := found.server.role):
+            because = f"in Active Directory {found.name} is not known to be an Edge server: {role.because}"
         elif is_unknown(found.server.fqdn) or str(found.server.fqdn).lower() != subscription.fqdn.lower():
             fqdn = found.server.fqdn
             because = (

@@ -45,7 +45,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     readable: bool  # false: the grace is over, or it was never read
     reads: int  # looks that were answered
     failures: int  # looks that were not
-    problem: str | None  # why not; None while it answers
+    problem: str | None  # why not, and the cure in parentheses where one is known; None while it answers
 
 
 class _Look(NamedTuple):
@@ -316,6 +316,8 @@ class Follower:
     def _failed(self, began: float, error: Exception) -> float:
         self._leave()
         problem = str(error) if isinstance(error, AnontlsError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, AnontlsError) and error.hint:
+            problem += f" ({error.hint})"
         with self._merging:
             self._tell(self._took, _Look(began, self._now(), problem=problem))
         pause, self._rest = self._rest, min(2 * self._rest, LONGEST_REST)
