@@ -196,6 +196,19 @@ expired-starttls = 5
             "directory: bind and password-file belong together; without both, Kerberos is used",
         ),
         ("127.0.0.1:2525", "127.0.0.1", "listen[0].address: '127.0.0.1' is not HOST:PORT or [IPv6]:PORT"),
+        *(
+            (
+                'maildir = "mail"',
+                f"maildir = 'mail'\n[queue]\npostmaster = {address!r}",
+                f"queue.postmaster: {address!r} is no address, such as postmaster@contoso.com",
+            )
+            for address in ("x y", "", "postmaster", "a@b>, <c@d", "a@b c")
+        ),
+        (
+            'maildir = "mail"',
+            'maildir = "mail"\n[queue]\ndatabase = "q\\u0000"',
+            "queue.database: holds a NUL, which no name of a file or host can have",
+        ),
         ("127.0.0.1:2525", "::1:25", "listen[0].address: '::1:25' is not HOST:PORT or [IPv6]:PORT"),
         ("127.0.0.1:2525", "127.0.0.1:70000", "listen[0].address: '127.0.0.1:70000' is not HOST:PORT or [IPv6]:PORT"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -143,6 +144,32 @@ def test_a_full_disk_stops_nothing() -> None:
     log = Log()
     log.events.sinks = (JsonLines(Path("/dev/full")), JsonLines(Path("/nowhere/at/all")), log.written.append)
     assert log.raised() == 1
+
+
+def test_events_that_are_lost_are_told_of_with_the_reason() -> None:
+    lost: list[tuple[str | None, int]] = []
+    log = Log()
+    log.events.sinks = (JsonLines(Path("/dev/full"), lambda problem, lines: lost.append((problem.strerror, lines))),)
+    log.raised()
+    assert lost == [("No space left on device", 1)]
+
+
+def test_no_half_event_stays_in_front_of_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    lost: list[int] = []
+    log = Log()
+    log.events.sinks = (JsonLines(path, lambda _problem, lines: lost.append(lines)),)
+    log.raised(thumbprint="A")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, before[1]))
+    try:
+        log.raised(thumbprint="B")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.raised(thumbprint="C")
+    found = [msgspec.json.decode(line)["values"]["thumbprint"] for line in path.read_bytes().splitlines()]
+    assert found == ["A", "C"]
+    assert lost == [1]
 
 
 def test_standard_error_gets_one_line() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import resource
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from time import sleep
@@ -309,3 +312,53 @@ def test_a_file_that_cannot_be_begun_gets_its_header_later(tmp_path: Path, monke
         write(log)
     write(log)
     assert next(tmp_path.iterdir()).read_text().startswith("#Software")
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def room(octets: int) -> Iterator[None]:
+    """No file grows beyond this; what fits of a write is written, as on a disk that fills."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (octets, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_failed_write_begins_no_other_file(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    with room(0):
+        for _ in range(10):
+            write(log)
+    assert names(tmp_path) == ["RECV2026060112-1.LOG"]
+    write(log)
+    assert names(tmp_path) == ["RECV2026060112-1.LOG"]
+    assert (tmp_path / "RECV2026060112-1.LOG").read_text().startswith("#Software")
+
+
+def test_lines_that_are_lost_are_told_of_with_the_reason(tmp_path: Path) -> None:
+    lost: list[tuple[str, int]] = []
+    log = make_log(tmp_path, lost=lambda problem, lines: lost.append((problem.strerror or str(problem), lines)))
+    write(log)
+    assert lost == []
+    with room((tmp_path / "RECV2026060112-1.LOG").stat().st_size):
+        write(log, count=3)
+    assert lost == [("File too large", 3)]
+
+
+def test_no_half_line_stays_in_front_of_the_next_one(tmp_path: Path) -> None:
+    lost: list[tuple[str, int]] = []
+    log = make_log(tmp_path, lost=lambda problem, lines: lost.append((str(problem), lines)))
+    with room(300):  # all of the header and some of the line
+        write(log)
+    write(log)
+    with room((tmp_path / "RECV2026060112-1.LOG").stat().st_size + 10):
+        write(log, count=2)
+    write(log)
+    assert (tmp_path / "RECV2026060112-1.LOG").read_text().count("#Software") == 1
+    assert [row["data"] for row in rows(tmp_path / "RECV2026060112-1.LOG")] == ["x", "x"]
+    assert [lines for _, lines in lost] == [1, 2]
+    assert lost[1][0].startswith("10 of ")

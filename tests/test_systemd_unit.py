@@ -88,7 +88,7 @@ def test_systemd_finds_no_fault(tmp_path: Path) -> None:
 
 
 @needs_systemd
-@pytest.mark.parametrize(("old", "new"), [("UMask=", "UMaks="), ("Type=exec", "Type=exce"), ("%i.toml", "%k.toml")])
+@pytest.mark.parametrize(("old", "new"), [("UMask=", "UMaks="), ("Type=notify", "Type=notfiy"), ("%i.toml", "%k.toml")])
 def test_systemd_would_find_one(tmp_path: Path, old: str, new: str) -> None:
     text = UNIT.read_text()
     assert old in text

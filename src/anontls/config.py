@@ -24,6 +24,7 @@ from msgspec import Meta
 from anontls.errors import MalformedInput
 from anontls.facts import same_name
 from anontls.selection.rules import VALUES, Rules, with_value
+from anontls.smtp.syntax import valid_address
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1)]
@@ -362,6 +363,8 @@ def _table(given: Mapping[str, Any], kind: type[Any], where: str, faults: list[s
             values[field.name] = _table(value, inner, f"{place}.", faults)
         elif inner is not None and array and isinstance(value, list) and all(isinstance(v, dict) for v in value):
             values[field.name] = tuple(_table(v, inner, f"{place}[{i}].", faults) for i, v in enumerate(value))
+        elif isinstance(value, str) and "\0" in value:
+            faults.append(f"{place}: holds a NUL, which no name of a file or host can have")
         else:
             try:
                 values[field.name] = msgspec.convert(value, field.type)
@@ -402,6 +405,9 @@ def _contradictions(config: Config) -> Iterator[str]:
                 host_and_port(address)
             except ValueError as e:
                 yield f"{name}: {e}"
+    postmaster = config.queue.postmaster
+    if postmaster is not None and ("@" not in postmaster or not valid_address(postmaster)):
+        yield f"queue.postmaster: {postmaster!r} is no address, such as postmaster@contoso.com"
     directory = config.directory
     if not directory.urls and directory != Directory():
         yield "directory: urls are not given, so nothing else here has an effect"
@@ -484,4 +490,6 @@ def _type_name(kind: Any) -> str:
         return "table of text"
     if _table_type(kind) is not None:
         return "table"
+    if origin is tuple:
+        return f"list of {_type_name(get_args(kind)[0])}"
     return {str: "text", int: "number", float: "seconds", bool: "true or false"}.get(kind, str(kind))

@@ -136,15 +136,26 @@ class MemoryEventLog:
 
 
 class JsonLines:
-    """A file of JSON lines, opened anew for each line, so that it can be rotated by others."""
+    """A file of JSON lines, opened anew for each line, so that it can be rotated by others.
 
-    def __init__(self, path: Path) -> None:
+    ``lost`` is told why lines could not be written, and how many they were.
+    """
+
+    def __init__(self, path: Path, lost: Callable[[OSError, int], None] = lambda _problem, _lines: None) -> None:
         self.path = path
+        self._lost = lost
 
     def __call__(self, written: Written) -> None:
         """Append it; a full disk must not stop the mail."""
-        with contextlib.suppress(OSError), self.path.open("ab") as file:
-            file.write(msgspec.json.encode(written) + b"\n")
+        line = msgspec.json.encode(written) + b"\n"
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                fits = file.write(line)
+                if fits < len(line):  # no half line in front of the next one
+                    file.truncate(file.tell() - fits)
+                    raise OSError(f"{fits} of {len(line)} octets could be written")
+        except OSError as e:
+            self._lost(e, 1)
 
 
 class Stream:

@@ -60,7 +60,8 @@ class ProtocolLog:
     """The log files of one direction: a new one each hour or when it is full; old ones go by age (of their names) and
     total size.
 
-    Lines are gathered and written in one piece: :meth:`flush` is called by the transport when it is idle.
+    Lines are gathered and written in one piece: :meth:`flush` is called by the transport when it is idle.  ``lost`` is told
+    why lines could not be written, and how many they were.
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class ProtocolLog:
         max_file_size: int = 10_485_760,
         max_directory_size: int = 262_144_000,
         max_age: timedelta = timedelta(days=30),
+        lost: Callable[[OSError, int], None] = lambda _problem, _lines: None,
     ) -> None:
         self.folder = folder
         self.direction = direction
         self.layout = layout
         self._now = now
         self._limits = (max_file_size, max_directory_size, max_age)
+        self._lost = lost
         self.lines: list[str] = []  #: gathered, for :meth:`flush`
         self.stamp = ""  #: the time of a line that is written before the monotonic clock shows ``stamp_until``
         self.stamp_until = 0.0
@@ -110,25 +113,30 @@ class ProtocolLog:
         """Write what was gathered; a full disk loses log lines, never mail."""
         if not self.lines:
             return
-        data = "".join(self.lines).encode("utf-8", "replace")
+        data, count = "".join(self.lines).encode("utf-8", "replace"), len(self.lines)
         self.lines.clear()
-        with contextlib.suppress(OSError):
+        try:
             self._append(data)
+        except OSError as e:
+            self._lost(e, count)
 
     def _append(self, data: bytes) -> None:
         now = self._now()
         hour = now.astimezone(UTC).strftime(HOUR)
-        file, size = self._file, self._size
-        if file is None or hour != self._hour or size >= self._limits[0]:
-            file, size = self._next(now, hour), 0
+        if self._file is None or hour != self._hour or self._size >= self._limits[0]:
+            self._file, self._hour, self._size = self._next(now, hour), hour, 0
+        if self._size == 0:  # also when nothing could be written to it before
             head = (
                 f"#Software: Microsoft Exchange Server\r\n#Version: {VERSION}\r\n"
                 f"#Log-type: SMTP {self.direction.value} Protocol Log\r\n#Date: {_time(now)}\r\n#Fields: {FIELDS}\r\n"
             )
             data = head.encode() + data
-        with file.open("ab") as opened:
-            opened.write(data)
-        self._file, self._hour, self._size = file, hour, size + len(data)
+        with self._file.open("ab", buffering=0) as file:
+            fits = file.write(data)
+            if fits < len(data):  # no half line in front of the next one
+                file.truncate(file.tell() - fits)
+                raise OSError(f"{fits} of {len(data)} octets could be written")
+        self._size += len(data)
 
     def _next(self, now: datetime, hour: str) -> Path:
         """The next file of this hour, after making room for it."""

@@ -21,6 +21,7 @@ from anontls import config
 from anontls.certstore import write
 from anontls.cli import Exit, options
 from anontls.directory import snapshot
+from anontls.errors import MalformedInput
 from anontls.facts import InternalTlsCert, Unknown
 from anontls.transport.check import findings
 from anontls.transport.metrics import Metrics, Observed
@@ -270,7 +271,26 @@ def test_an_address_that_is_not_here_or_twice(lab: Path) -> None:
         port = free.getsockname()[1]
     change(path, "192.0.2.1:25", f"127.0.0.1:{port}")
     add(path, f'[[listen]]\nconnector = "Default MBX1"\naddress = "127.0.0.1:{port}"')
-    assert errors(path, bind=True) == [("listen[1].address", f"127.0.0.1:{port} is listed twice")]
+    taken = f"127.0.0.1:{port}: listen[0] listens on 127.0.0.1:{port} already"
+    assert errors(path, bind=True) == [("listen[1].address", taken)]
+
+
+@pytest.mark.parametrize(
+    ("listen", "metrics", "clash"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("0.0.0.0", "127.0.0.1", True),
+        ("localhost", "localhost", True),
+        ("127.0.0.1", "127.0.0.2", False),
+    ],
+)
+def test_figures_on_the_address_of_a_connector(lab: Path, listen: str, metrics: str, clash: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    path = change(lab / "mbx1.toml", LISTEN, f'address = "{listen}:{port}"')
+    add(path, f'[metrics]\nlisten = "{metrics}:{port}"')
+    taken = f"{metrics}:{port}: listen[0] listens on {listen}:{port} already"
+    assert errors(path, bind=True) == [("metrics.listen", taken)] * clash
 
 
 def test_a_port_for_which_the_unit_gives_the_right(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +392,10 @@ def test_root_is_told(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("[log]", "[queue]\ndatabase = 'org.json/q'\n[log]", "queue.database", "org.json is no folder"),
         ("[log]", "[queue]\ndatabase = 'org.json'\n[log]", "queue.database", "not a SQLite database"),
         ("[log]", f"[queue]\ndatabase = 'q'\nminimum-free = {2**62}\n[log]", "queue.minimum-free", "452"),
+        ("[log]", f"[queue]\ndatabase = '{'x' * 256}'\n[log]", "queue.database", "File name too long"),
         ("[log]", f"[queue]\ndatabase = 'q'\ncontrol = '{'x' * 120}'\n[log]", "queue.control", "longer than"),
+        ("[log]", "[queue]\ndatabase = 'q'\ncontrol = 'org.json'\n[log]", "queue.control", "is no socket"),
+        ("[log]", "[queue]\ndatabase = 'n/q'\ncontrol = 'm/c'\n[log]", "queue.control", "m is no folder"),
     ],
 )
 def test_places_that_cannot_be_used(lab: Path, old: str, new: str, place: str, text: str) -> None:
@@ -387,6 +410,32 @@ def test_folders_of_somebody_else(lab: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert errors(path) == [
         (place, f"{lab} cannot be written by this user")
         for place in ("delivery.maildir", "log.events", "log.protocol", "queue.database")
+    ]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may become another user")
+def test_folders_that_this_user_may_not_enter(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = change(lab / "mbx1.toml", "create-mailboxes = true", "create-mailboxes = false")
+    for key, file in (("protocol", "mbx1-log"), ("events", "mbx1-events.jsonl"), ("maildir", "mail")):
+        change(path, f'{key} = "{file}"', f'{key} = "closed/{file}"')
+    change(path, "[log]", '[log]\nsyslog = "closed/log"')
+    add(path, '[queue]\ndatabase = "closed/queue.db"\ncontrol = "closed/c"')
+    (lab / "closed").mkdir(mode=0o700)
+    (lab / "closed" / "queue.db").touch()
+    lab.chmod(0o755)
+    path.chmod(0o644)
+    monkeypatch.chdir(lab)  # the folders above are closed too
+    os.setresuid(65534, 65534, 0)  # the real one too: os.access asks about that
+    try:
+        faults = errors(Path(path.name))
+    finally:
+        os.setresuid(0, 0, 0)
+    assert [(place, text) for place, text in faults if "closed" in text] == [
+        ("delivery.maildir", "closed cannot be written by this user"),
+        ("log.events", "closed cannot be written by this user"),
+        ("log.protocol", "closed cannot be written by this user"),
+        ("queue.database", "closed cannot be written by this user"),
+        ("queue.control", "closed cannot be written by this user"),
     ]
 
 
@@ -437,8 +486,28 @@ def test_the_queue_of_a_node_that_runs_or_was_killed(anontls: Anontls, lab: Path
     assert ("in use by a running node" in ran.out) is not kill
     with opened(database) as (writer, _):
         writer.execute("PRAGMA user_version = 99")
-        (fault,) = errors(path)
-    assert "format 99, made by a newer version" in fault[1]
+        faults = [text for _, text in errors(path)]
+    assert any("format 99, made by a newer version" in text for text in faults)
+
+
+def test_a_database_that_was_cut_off(lab: Path) -> None:
+    path = add(lab / "mbx1.toml", '[queue]\ndatabase = "queue.db"')
+    database = lab / "queue.db"
+    with opened(database) as (writer, _):
+        writer.execute("INSERT INTO message VALUES (1, 0, '', 9, NULL, '', 0, '', '', '', zeroblob(20000))")
+    assert errors(path) == []
+    whole = database.read_bytes()
+    for octets, there in ((4096, 1), (len(whole) - 4096, len(whole) // 4096 - 1)):
+        database.write_bytes(whole[:octets])
+        assert errors(path) == [
+            ("queue.database", f"{database}: cut off: it has {there} of its {len(whole) // 4096} pages")
+        ]
+        with pytest.raises(MalformedInput), opened(database):
+            pass
+    database.write_bytes(whole[:-1])  # SQLite counts a page that has begun
+    assert errors(path) == []
+    database.write_bytes(whole[:16] + bytes(2) + whole[18:])
+    assert errors(path) == [("queue.database", f"{database}: not a SQLite database")], "no page has 0 octets"
 
 
 def test_a_log_that_is_of_no_use(lab: Path) -> None:
@@ -467,11 +536,16 @@ def test_a_log_that_is_of_no_use(lab: Path) -> None:
 
 def test_a_queue_that_a_node_has(lab: Path) -> None:
     path = add(lab / "mbx1.toml", '[queue]\ndatabase = "queue.db"\ncontrol = "c"')
-    (lab / "queue.db").touch()  # as it is before the first message
+    database = lab / "queue.db"
     with socket.socket(socket.AF_UNIX) as node:
         node.bind(str(lab / "c"))
         node.listen()
-        assert errors(path) == []
-        ((place, text),) = found(path, "note")
-    assert place == "queue.database" and text.endswith("queue.db is in use by a running node")
-    assert found(path, "note") == [], "the socket of a node that is gone"
+        with opened(database):
+            assert errors(path) == []
+            assert found(path, "note") == [("queue.database", f"{database} is in use by a running node")]
+        assert errors(path) == [("queue.control", "another node answers there")]
+    assert errors(path) == found(path, "note") == [], "the socket of a node that is gone"
+    with opened(database):
+        before = files(lab)
+        assert errors(path) == [("queue.database", f"{database}: process {os.getpid()} has it")]
+        assert files(lab) == before

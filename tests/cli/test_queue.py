@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import pty
 import re
 import sqlite3
@@ -340,7 +341,7 @@ def test_without_a_node_messages_are_suspended_resumed_and_removed(
         (["retry", "MBX1/fabrikam.com"], "no node runs that could try"),
         (["suspend", "MBX1/fabrikam.com"], "suspended messages, not queues"),
         (["suspend", "MBX1/3/1"], "no message MBX1\\3\\1 without a running node"),
-        (["show", "MBX1/fabrikam.com/99999999999999999999"], "no message"),
+        (["show", "MBX1/fabrikam.com/9999999999999999999"], "no message"),
         (["show", "MBX1/3"], "known: MBX1\\fabrikam.com"),
         (["list", "--queue", "MBX1/3"], "known: MBX1\\fabrikam.com"),
     ],
@@ -348,6 +349,39 @@ def test_without_a_node_messages_are_suspended_resumed_and_removed(
 def test_what_needs_a_node(anontls: Anontls, node: Path, stored: list[int], arguments: list[str], said: str) -> None:
     ran = anontls("queue", *arguments, "--config", node)
     assert ran.status == Exit.USAGE and said in ran.err
+
+
+def test_the_store_is_free_while_a_terminal_is_asked(node: Path, stored: list[int]) -> None:
+    """A node may be started before somebody answers."""
+    ours, theirs = pty.openpty()
+    with (
+        open(ours, "wb", buffering=0) as terminal,  # noqa: PTH123 descriptors
+        open(theirs, "rb", buffering=0) as stdin,  # noqa: PTH123
+        subprocess.Popen(
+            [str(PROGRAM), "queue", "remove", "--without-ndr", "--config", str(node), f"MBX1/contoso.com/{stored[0]}"],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as asking,
+    ):
+        assert asking.stderr is not None
+        shown = b""
+        while b"Remove without telling the sender?" not in shown:
+            piece = os.read(asking.stderr.fileno(), 4096)
+            assert piece, shown
+            shown += piece
+
+        async def count() -> int:
+            store = SqliteQueue(node.with_name("queue.db"), minimum_free=0, max_messages=1000)
+            await store.close()
+            return store.count
+
+        try:
+            assert asyncio.run(count()) == 2
+        finally:
+            terminal.write(b"y\n")
+        out, _ = asking.communicate(timeout=60)
+    assert asking.returncode == Exit.DONE and b"is removed" in out
 
 
 def test_nothing_is_made_where_nothing_is(anontls: Anontls, node: Path) -> None:

@@ -57,6 +57,14 @@ def test_svg(anontls: Anontls, org: Path, tmp_path: Path) -> None:
     assert anontls("route", "--org", org, *OUT, "--svg", tmp_path / "no" / "way.svg").status == 2
 
 
+def test_svg_to_standard_output(anontls: Anontls, org: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = anontls("route", "--org", org, *OUT, "--svg", "-")
+    assert ran.status == 0 and ElementTree.fromstring(ran.out).get("data-end") == "outside"
+    assert not (tmp_path / "-").exists()
+    assert anontls("route", "--org", org, *OUT, "--svg", "-", "--json").status == 2
+
+
 def test_an_export_will_do(anontls: Anontls, demo_export: Path) -> None:
     assert anontls("route", "--org", demo_export, *OUT).status == 0
 

@@ -79,7 +79,7 @@ def test_starts_serves_and_stops(lab: Path, how: signal.Signals) -> None:
         node.tell(how)
         node.until("stopped")
         assert node.process.wait(20) == Exit.DONE
-        assert "draining" in node.lines
+        assert "draining: sessions 0, deliveries 0; 30 seconds at most, a second signal ends it" in node.lines
     assert re.fullmatch(r"MBX1 starts; internal transport certificate: [0-9A-F]{40}", node.lines[0])
     assert node.lines[1].startswith("MBX1\\Default MBX1 listens on 127.0.0.1:")
 
@@ -102,6 +102,58 @@ def test_drains(lab: Path) -> None:
         assert node.process.wait(20) == Exit.DONE
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), 10)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_drain(lab: Path, how: signal.Signals) -> None:
+    with serving(lab / "edge1.toml") as node:
+        match = LISTENS.search(node.until("listens on"))
+        assert match is not None
+        with smtplib.SMTP("127.0.0.1", int(match[1]), timeout=10) as client:
+            client.ehlo()
+            client.mail("ben@fabrikam.com")
+            client.rcpt("anna@contoso.com")
+            assert client.docmd("DATA")[0] == 354
+            node.tell(signal.SIGTERM)
+            assert node.until("draining").startswith("draining: sessions 1, deliveries 0; 30 seconds at most, ")
+            node.tell(how)
+            node.until("stopped")
+            assert node.process.wait(10) == Exit.DONE
+            client.close()
+    assert node.lines[-2:] == ["cut off: sessions 1, deliveries 0", "stopped"]
+
+
+def test_a_reload_that_comes_before_the_start_waits_for_it(lab: Path) -> None:
+    """The configuration is a pipe, so that the node waits in the midst of its first moments."""
+    whole = (lab / "mbx1.toml").read_text()
+    (lab / "mbx1.toml").unlink()
+    os.mkfifo(lab / "mbx1.toml")
+    with serving(lab / "mbx1.toml") as node:
+        with (lab / "mbx1.toml").open("w") as pipe:  # opened when the node has, too
+            (lab / "again.toml").write_text(whole)
+            (lab / "again.toml").replace(lab / "mbx1.toml")  # for the reload
+            node.tell(signal.SIGHUP)
+            pipe.write(whole)
+        node.until("listens on")
+        node.until("reloaded")
+        node.tell(signal.SIGTERM)
+        node.until("stopped")
+        assert node.process.wait(20) == Exit.DONE
+
+
+@pytest.mark.parametrize("form", ["{}", "@{}"])
+def test_systemd_is_told_when_it_has_started(lab: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    address = form.format(lab.parent / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(address.replace("@", "\0"))
+        systemd.settimeout(20)
+        with serving(lab / "mbx1.toml") as node:
+            assert systemd.recv(100) == b"READY=1"
+            node.tell(signal.SIGHUP)
+            node.until("reloaded")
+            node.tell(signal.SIGTERM)
+            assert node.process.wait(20) == Exit.DONE
 
 
 def test_reloads(lab: Path) -> None:
@@ -172,6 +224,39 @@ def test_all_faults_at_once(anontls: Anontls, lab: Path) -> None:
 def test_what_a_node_cannot_start_with(anontls: Anontls, lab: Path, old: str, new: str, said: str) -> None:
     ran = anontls("serve", change(lab / "mbx1.toml", old, new))
     assert ran.status == Exit.USAGE and said in ran.err and "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("database", "said"),
+    [
+        ("", "is a folder"),
+        ("mail", "is a folder"),
+        ("mbx1.toml/queue.db", "mbx1.toml/queue.db.lock: "),
+        ("/proc/none/queue.db", "/proc/none/queue.db.lock: No such file or directory"),
+    ],
+)
+def test_a_queue_where_none_can_be(anontls: Anontls, lab: Path, database: str, said: str) -> None:
+    (lab / "mail").mkdir(exist_ok=True)
+    path = change(lab / "mbx1.toml", "[log]", f'[queue]\ndatabase = "{database}"\n\n[log]')
+    ran = anontls("serve", path)
+    assert ran.status == Exit.USAGE and "error: queue.database: " in ran.err and said in ran.err
+    assert "hint: " in ran.err
+    assert not list(lab.parent.glob("*.lock"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_queue_where_this_user_may_not_write(anontls: Anontls, lab: Path) -> None:
+    (lab / "closed").mkdir(mode=0o500)
+    ran = anontls("serve", change(lab / "mbx1.toml", "[log]", '[queue]\ndatabase = "closed/queue.db"\n\n[log]'))
+    assert ran.status == Exit.USAGE and "error: queue.database: " in ran.err and "Permission denied" in ran.err
+
+
+def test_a_queue_that_another_process_has(anontls: Anontls, lab: Path) -> None:
+    path = change(lab / "mbx1.toml", "[log]", '[queue]\ndatabase = "queue.db"\n\n[log]')
+    with serving(path) as node:
+        node.until("listens on")
+        ran = anontls("serve", path)
+    assert ran.status == Exit.UNKNOWN and f"process {node.process.pid} has it" in ran.err
 
 
 def test_nothing_to_listen_on(anontls: Anontls, lab: Path) -> None:

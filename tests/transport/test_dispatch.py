@@ -226,18 +226,22 @@ def test_a_session_that_the_peer_closed_is_replaced(world: World) -> None:
     run(session())
 
 
-def test_a_peer_that_takes_few_messages_a_session_delays_none(world: World) -> None:
+@pytest.mark.parametrize("keywords", [PLAIN, CHUNKS, ("8BITMIME",)])
+def test_a_peer_that_takes_few_messages_a_session_delays_none(world: World, keywords: tuple[str, ...]) -> None:
     """Many servers end a session with 421 after so many messages; that is no fault of the next."""
 
     async def session() -> None:
-        taken = 0
+        taken = refused = 0
 
         def said(line: str, _content: bytes) -> str | None:
-            nonlocal taken
-            taken += line.startswith("MAIL")
-            return "421 4.7.0 too many messages in this session" if line.startswith("MAIL") and not taken % 5 else None
+            nonlocal taken, refused
+            taken = 0 if line == "" else taken + line.startswith("MAIL")
+            if not line.startswith("MAIL") or taken < 5:
+                return None
+            refused += 1
+            return "421 4.7.0 too many messages in this session"
 
-        peer = Peer(*PLAIN, said=said)
+        peer = Peer(*keywords, said=said)
         async with relaying(
             world,
             {"fabrikam.com": peer},
@@ -249,6 +253,7 @@ def test_a_peer_that_takes_few_messages_a_session_delays_none(world: World) -> N
                 await node.send(BEN)
             await node.empty()
         assert len(peer.letters) == 20
+        assert refused == 1  # the first session finds out; what is sent ahead in the others would be at risk
         assert node.metrics.recipients["deferred"] == 0
 
     run(session())
@@ -423,6 +428,37 @@ def test_a_suspended_queue_sends_nothing_until_it_is_resumed(world: World) -> No
             await node.operations.resume("MBX1\\1")
             await node.empty()
         assert len(peer.letters) == 2
+
+    run(session())
+
+
+def test_a_suspended_queue_is_not_tried(world: World) -> None:
+    async def session() -> None:
+        async with relaying(world, {"fabrikam.com": 1}, glitch_retry_interval=60.0) as node:
+            await node.send(BEN)
+            queue = node.queue("fabrikam.com")
+            await eventually(lambda: queue.next_retry is not None, "the host is down")
+            await node.operations.suspend("MBX1\\1")
+            before = queue.status_of_queue("MBX1")
+            with pytest.raises(UsageError, match="is suspended, and is not tried") as caught:
+                await node.operations.retry("MBX1\\1")
+            assert "queue resume" in str(caught.value.hint)
+            after = queue.status_of_queue("MBX1")
+            assert (after.next_retry_time, after.status) == (before.next_retry_time, "Suspended")
+            await node.operations.resume("MBX1\\1")
+            await node.operations.retry("MBX1\\1")
+            await eventually(lambda: queue.retry_count == 2, "tried")
+
+    run(session())
+
+
+@pytest.mark.parametrize("number", ["9" * 19, "9" * 18, "9" * 5000, "-1", "\u0663", ""])
+def test_a_number_that_no_message_has(world: World, number: str) -> None:
+    async def session() -> None:
+        async with relaying(world, {"fabrikam.com": 1}) as node:
+            await node.send(BEN)
+            with pytest.raises(UsageError, match="no message"):
+                node.operations.show(f"MBX1\\1\\{number}")
 
     run(session())
 

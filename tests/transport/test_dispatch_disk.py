@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from anontls.errors import AnontlsError
+from anontls.errors import AnontlsError, Unreachable
 from anontls.smtp import exchange
 from anontls.transport import dispatch, queue, queue_file, queue_sqlite
 from anontls.transport.lab import EDGE
@@ -41,13 +41,13 @@ async def fails_and_recovers(node: QueueNode, peer: Peer, fail: Callable[[], Non
         await node.send(BEN)
     await eventually(lambda: peer.waiting > 0, "on their way")
     fail()
-    assert await node.accept(BEN) == exchange.INSUFFICIENT_RESOURCES
-    assert node.delivery.refusal() == exchange.INSUFFICIENT_RESOURCES
+    assert str(await node.accept(BEN)) == str(exchange.INSUFFICIENT_RESOURCES)
+    assert str(node.delivery.refusal()) == str(exchange.INSUFFICIENT_RESOURCES)
     peer.gate.set()
     await eventually(lambda: len(peer.letters) == 3, "what was on its way arrives")
     await asyncio.sleep(0.1)
     assert node.store.count == 3, "but that is not durable yet"
-    assert await node.accept(BEN) == exchange.INSUFFICIENT_RESOURCES
+    assert str(await node.accept(BEN)) == str(exchange.INSUFFICIENT_RESOURCES)
     mend()
     await node.empty()
     await eventually(lambda: len(node.dispatcher.memory) == 0, "nothing is held any more")
@@ -102,6 +102,63 @@ def test_a_stop_while_the_disk_is_full_says_what_is_sent_again(world: World, vfs
         async with relaying(world, {FABRIKAM: peer}) as node:
             await node.empty()
         assert len(peer.letters) == 2
+
+    run(session())
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_message_is_not_suspended_on_a_full_disk_and_that_is_told_soon(world: World, vfs: RecordingVfs) -> None:
+    async def session() -> None:
+        async with relaying(world, {FABRIKAM: 1}) as node:
+            await node.send(BEN)
+            identity = node.message().identity
+            vfs.fail = FULL
+            async with asyncio.timeout(5):
+                with pytest.raises(Unreachable, match=r"is as it was: .*cannot be written: .*full") as caught:
+                    await node.operations.suspend(identity)
+            assert caught.value.hint == "make room on its disk"
+            assert node.message().status != "Suspended"
+            vfs.fail = OK
+            await node.operations.suspend(identity)
+            assert node.message().status == "Suspended"
+
+    run(session())
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("with_ndr", [True, False])
+def test_a_message_is_not_removed_on_a_full_disk_and_that_is_told_soon(
+    world: World, vfs: RecordingVfs, *, with_ndr: bool
+) -> None:
+    """It is for two destinations, and is being sent to one of them."""
+
+    async def session() -> None:
+        there, away = Peer(), Peer(port=free_port())
+        there.gate.clear()
+        async with relaying(world, {FABRIKAM: away.port, "wingtip.example": there}) as node:
+            await node.send(BEN, DORA, sender=ANNA)
+            await eventually(lambda: there.waiting == 1, "on its way to one")
+            queue = node.queue(FABRIKAM)
+            await eventually(lambda: queue.next_retry is not None, "the other is down")
+            identity = f"MBX1\\{queue.number}\\{queue.numbers()[0]}"
+            vfs.fail = FULL
+            for _ in range(3):
+                async with asyncio.timeout(5):
+                    with pytest.raises(Unreachable, match=r"is as it was: .*cannot be written: .*full"):
+                        await node.operations.remove(identity, with_ndr=with_ndr)
+                assert [each.address for each in node.operations.show(identity).recipients] == [BEN]
+            there.gate.set()
+            await eventually(lambda: len(there.letters) == 1, "it arrives")
+            with pytest.raises(Unreachable, match="is as it was"):
+                await node.operations.remove(identity, with_ndr=with_ndr)
+            assert node.metrics.recipients["failed"] == 0 and node.store.count == 1
+            vfs.fail = OK
+            async with away.listening():
+                await node.empty()
+            await eventually(lambda: len(node.dispatcher.memory) == 0, "nothing is held any more")
+        assert [letter.recipients for letter in there.letters] == [(f"RCPT TO:<{DORA}>",)]
+        assert [letter.recipients for letter in away.letters] == [(f"RCPT TO:<{BEN}>",)]
+        assert not world.messages(ANNA), "nobody is told of what was not done"
 
     run(session())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +73,39 @@ def test_events_go_to_syslog(world: World) -> None:
         daemon.settimeout(5)
         run(sessions(world, 0))
         assert daemon.recv(4096).startswith(b"<19>anontls: MSExchangeTransport 12012: ")
+
+
+def test_logs_on_a_full_disk_stop_no_mail_and_are_told_of(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and counted, though each session and each event of it has lines that are lost."""
+    null = InternalTlsCert(value=None)
+    world.change_server(EDGE, internal_tls_cert=null, internal_tls_cert_adlds=null)
+    world.configure(EDGE, 'events = "edge1-events.jsonl"', 'events = "/dev/full"')
+    opened = Path.open
+
+    def full(path: Path, *arguments: Any, **more: Any) -> Any:
+        return opened(Path("/dev/full") if path.suffix == ".LOG" else path, *arguments, **more)
+
+    async def session() -> None:
+        async with world.node(EDGE) as node:
+            for _ in range(3):
+                async with greeted(node.port) as client:
+                    await client.ask("QUIT")
+                await eventually(lambda: not node.receiver.sessions)
+                assert node.service.receive_log is not None
+                node.service.receive_log.flush()
+            lost = node.service.node.metrics.lost_log_lines
+            assert lost["receive"] > 3
+            assert lost["events"] > 0
+            assert lost["send"] == 0
+            told = [line for line in node.console.getvalue().splitlines() if "lost" in line]
+            folder = world.folder / "edge1-log" / "SmtpReceive"
+            assert sorted(told) == [
+                f"log lines are lost until {path} can be written: No space left on device"
+                for path in sorted((str(folder), "/dev/full"))
+            ]
+
+    monkeypatch.setattr(Path, "open", full)
+    run(session())
 
 
 # --- writes -----------------------------------------------------------------------------------------------------------

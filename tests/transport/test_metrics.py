@@ -24,12 +24,12 @@ from anontls.directory.ldap.follow import Status as DirectoryStatus
 from anontls.facts import Certificate, Phase, Scenario
 from anontls.kerberos.failure import Reason
 from anontls.selection import Decision, select
-from anontls.smtp import Reply
 from anontls.transport import metrics_server
 from anontls.transport.lab import EDGE
 from anontls.transport.metrics import BUCKETS, MOST_CERTIFICATES, Direction, Metrics, Observed, Outcome, Proof, families
 from anontls.transport.metrics_server import MetricsServer
 from anontls.transport.node import Node
+from anontls.transport.queue import Refusal
 from anontls.transport.status import QueueStatus, Status
 from tests.support.make import AS_OF, DIRECTORY, make_facts, make_receive_connector
 from tests.transport.world import World, run
@@ -268,12 +268,12 @@ def test_an_unknown_end_is_not_shown() -> None:
 
 def test_reasons_and_warnings(world: World, startup: Decision) -> None:
     assert observed(startup=startup).reasons == observed(startup=startup).warnings == []
-    full = Reply(452, ("4.3.1 Insufficient system resources",))
+    full = Refusal(452, ("4.3.1 Insufficient system resources",), "the disk is nearly full")
     seen = observed(draining=True, listening=False, refusal=full)
     assert seen.reasons == [
         "the node is draining",
         "nothing listens",
-        "new mail is refused: 452 4.3.1 Insufficient system resources",
+        "new mail is refused: the disk is nearly full",
     ]
     for path in world.store(EDGE).glob("*.pem"):
         path.unlink()
@@ -466,6 +466,17 @@ def test_there_is_nothing_else(method: str, path: str, status: int) -> None:
     async def session() -> None:
         async with serving() as server:
             assert (await fetched(server, path, method))[0] == status
+
+    run(session())
+
+
+@pytest.mark.parametrize(("path", "status"), [("/metrics", 200), ("/health", 200), ("/decisions", 200), ("/", 404)])
+def test_head_is_get_without_its_body(path: str, status: int) -> None:
+    async def session() -> None:
+        async with serving() as server:
+            got, headers, body = await fetched(server, path, "HEAD")
+            assert (got, body) == (status, b"")
+            assert headers["Content-Type"] == (await fetched(server, path))[1]["Content-Type"]
 
     run(session())
 

@@ -18,7 +18,7 @@ import pytest
 from anontls.errors import MalformedInput
 from anontls.smtp import exchange
 from anontls.transport import queue_file, queue_sqlite, queue_tables
-from anontls.transport.queue import BackPressure, Pending, StoreFailed, Work
+from anontls.transport.queue import BackPressure, Pending, Refusal, StoreFailed, Work
 from anontls.transport.queue_sqlite import SqliteQueue
 from tests.transport.queue_store import ANNA, BEN, CARL, contents, new, opened
 from tests.transport.vfs import FULL, IO_ERROR, READ_ONLY, RecordingVfs
@@ -41,6 +41,14 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_sqlite, "PAUSE", 0.02)
     monkeypatch.setattr(queue_sqlite, "IDLE", 0.005)
     monkeypatch.setattr(queue_file, "BUSY", 0.05)
+
+
+def told(refusal: Refusal | None) -> str:
+    """What administrators are told; senders hear the same of all."""
+    if refusal is None:
+        return ""
+    assert str(refusal) == str(exchange.INSUFFICIENT_RESOURCES)
+    return refusal.why
 
 
 # --- faults of the disk -----------------------------------------------------------------------------------------------
@@ -69,7 +77,10 @@ def test_mail_is_refused_and_what_was_done_is_not_forgotten(
         for _ in range(3):
             with pytest.raises(StoreFailed, match=f"queue.db: .*{message}"):
                 await queue.commit(Work(accepted=[new()]))
-            assert queue.refusal() == exchange.INSUFFICIENT_RESOURCES
+            assert told(queue.refusal()).startswith("the database cannot be written: ")
+        with pytest.raises(StoreFailed, match=f"cannot be written: .*{message}") as caught:
+            await queue.commit(Work(settled=[(first, 0)], accepted=[new(sender="")], at_once=True))
+        assert str(caught.value.hint).startswith("make room") == (code != READ_ONLY)
         assert not any(future.done() for future in owed)
         assert len(contents(queue)) == queue.count == 3
         vfs.fail = 0
@@ -336,7 +347,7 @@ def test_mail_is_refused_before_the_disk_is_full_and_taken_when_there_is_room_ag
     def refused(octets: int, seconds: float = 1.0) -> bool:
         nonlocal now, free
         now, free = now + seconds, octets
-        return pressure.refusal(0) == exchange.INSUFFICIENT_RESOURCES
+        return told(pressure.refusal(0)) == "the disk is nearly full"
 
     assert [refused(octets) for octets in (1000, 999, 1000, 1099, 1100, 1000, 999)] == [
         False, True, True, True, False, False, True,
@@ -356,7 +367,7 @@ def test_a_disk_that_does_not_answer_takes_no_mail() -> None:
         raise OSError(5, "Input/output error")
 
     pressure = BackPressure(free, minimum_free=1000, max_messages=10, clock=lambda: 0, say=lambda _: None)
-    assert pressure.refusal(0) == exchange.INSUFFICIENT_RESOURCES
+    assert told(pressure.refusal(0)) == "the disk is nearly full"
 
 
 def test_mail_is_refused_while_there_is_too_much() -> None:
@@ -365,6 +376,9 @@ def test_mail_is_refused_while_there_is_too_much() -> None:
     assert [pressure.refusal(count) is not None for count in (99, 100, 99, 95, 94, 99, 100)] == [
         False, True, True, True, False, False, True,
     ]  # fmt: skip
+    assert told(pressure.refusal(100)) == "the queue is full"
+    pressure.wrote("disk I/O error")
+    assert told(pressure.refusal(100)) == "the queue is full; the database cannot be written: disk I/O error"
     assert said[:2] == [
         "queue: it holds 100 messages; new mail is refused with 452",
         "queue: it holds 94 messages; new mail is taken again",
@@ -378,7 +392,7 @@ def test_after_a_failure_mail_is_refused_for_a_second_and_then_tried() -> None:
     pressure.wrote("disk I/O error")
     pressure.wrote("disk I/O error")
     now = 0.9
-    assert pressure.refusal(0) == exchange.INSUFFICIENT_RESOURCES
+    assert told(pressure.refusal(0)) == "the database cannot be written: disk I/O error"
     now = 1.0
     assert pressure.refusal(0) is None
     pressure.wrote(None)
@@ -398,7 +412,7 @@ def test_the_queue_asks_the_disk_that_it_is_on(path: Path) -> None:
             return 0
 
         queue = SqliteQueue(path, minimum_free=1, max_messages=10, free=free)
-        assert queue.refusal() == exchange.INSUFFICIENT_RESOURCES
+        assert told(queue.refusal()) == "the disk is nearly full"
         await queue.close()
 
     run(work())

@@ -270,6 +270,34 @@ def test_draining_has_an_end(world: World) -> None:
     run(session())
 
 
+def test_a_second_signal_cuts_off_what_the_queue_sends_and_loses_nothing(world: World) -> None:
+    async def session() -> None:
+        gate = asyncio.Event()
+
+        async def slowly(_line: str) -> bytes:
+            await gate.wait()
+            return b"250 2.1.0 ok\r\n"
+
+        hop = Hop({"MAIL": slowly}, ehlo=EVERYTHING)
+        async with hop.listening():
+            world.deliver(EDGE, f'next-hop = "127.0.0.1:{hop.port}"\n\n[queue]\ndatabase = "queue.db"')
+            with process(world, EDGE) as (node, port):
+                async with greeted(port) as client:
+                    assert (await client.message())[-1].startswith("250 ")
+                await eventually(lambda: "MAIL" in " ".join(hop.commands))
+                node.process.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(node.until, "^draining: sessions 0, deliveries 1; ")
+                node.process.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(node.until, "^cut off: sessions 0, deliveries 1$")
+                assert await asyncio.to_thread(node.process.wait, 10) == 0
+            gate.set()
+            assert not hop.contents
+            with process(world, EDGE):
+                await eventually(lambda: len(hop.contents) == 1)
+
+    run(session())
+
+
 # --- start ------------------------------------------------------------------------------------------------------------
 
 
@@ -293,11 +321,13 @@ def test_two_addresses_of_one_connector_share_its_limits(world: World) -> None:
 def test_over_ipv6(world: World) -> None:
     world.deliver(EDGE, 'maildir = "mail"\ncreate-mailboxes = true')
     world.configure(EDGE, "127.0.0.1:0", "[::1]:0")
+    world.configure(EDGE, "[log]", '[metrics]\nlisten = "[::1]:0"\n\n[log]')
 
     async def session() -> None:
         from tests.transport.world import Client
 
         async with world.node(EDGE) as node:
+            assert "metrics and health at http://[::1]:" in node.console.getvalue()
             client = Client(*await asyncio.open_connection("::1", node.port))
             await client.reply()
             assert (await client.ask("EHLO a")).startswith("250-edge1.contoso.com Hello [::1]")
@@ -369,7 +399,7 @@ def test_signals(world: World) -> None:
                     await busy.ask(f"RCPT TO:<{ANNA}>")
                     await busy.ask("DATA")
                     node.process.send_signal(signal.SIGTERM)
-                    await asyncio.to_thread(node.until, "^draining$")
+                    await asyncio.to_thread(node.until, "^draining: sessions 2, deliveries 0; ")
                     assert await idle.rest() == b"421 4.3.2 Service not active\r\n"
                     await busy.send(MESSAGE + b".\r\n")
                     assert await busy.reply() == "250 2.6.0 taken"

@@ -289,14 +289,16 @@ def remove(configuration: Path, identities: tuple[str, ...], with_ndr: bool, yes
     """
     if not yes and not sys.stdin.isatty():
         raise UsageError("nobody can be asked whether to remove", hint="--yes removes without asking")
-    with _node(configuration) as node:
-        if not yes:
+    if not yes:
+        with _node(configuration) as node:
             for identity in identities:
                 found = node.show(identity)
                 click.echo(printable(f"{found.identity}  {found.from_address}  {found.subject or ''}"), err=True)
-            told = "with a non-delivery report to the sender" if with_ndr else "without telling the sender"
-            if not click.confirm(f"Remove {told}?", err=True):
-                return Exit.DONE
+        # The store is not locked meanwhile: the answer may take long, and a node may be started.
+        told = "with a non-delivery report to the sender" if with_ndr else "without telling the sender"
+        if not click.confirm(f"Remove {told}?", err=True):
+            return Exit.DONE
+    with _node(configuration) as node:
         return _each(identities, lambda identity: node.remove(identity, with_ndr=with_ndr), "is removed")
 
 

@@ -44,7 +44,12 @@ from anontls.selection.rules import VALUES
     metavar="NAME=VALUE",
     help="Decide under another rule: " + ", ".join(f"{n}={v[1]}" for n, v in VALUES.items()),
 )
-@click.option("--svg", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Draw the way.")
+@click.option(
+    "--svg",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+    help="Draw the way; `-`: to standard output, in place of the text.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Explain every receiver in full, with the cmdlet of each step.")
 @options.language
 @options.as_json
@@ -67,6 +72,9 @@ def command(
     anontls route --org org.json --from MBX1 --recipient user@example.net
     anontls route --org org.json --from EDGE1 --recipient user@contoso.com --mailbox-server MBX2
     """
+    drawn = svg is not None and str(svg) == "-"
+    if drawn and as_json:
+        raise UsageError("--json and --svg -: both would go to standard output")
     organization = open_organization(org)
     holder = None if mailbox_server is None else _server(organization, mailbox_server, "--mailbox-server")
     if holder is not None and holder.role == "Edge":
@@ -78,12 +86,14 @@ def command(
     except ValueError as e:
         raise UsageError(f"--recipient: {e}") from None
     way = report.way(found, as_of or options.now(), options.rules_in_force(rules))
-    if as_json:
+    if drawn:
+        click.echo(report.route_svg(way, language), nl=False)
+    elif as_json:
         click.echo(json.encode(report.route_json(way, language)))
     else:
         width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
         click.echo(report.text(way, language, width=width, details=verbose))
-    if svg is not None:
+    if svg is not None and not drawn:
         try:
             svg.write_text(report.route_svg(way, language), encoding="utf-8")
         except OSError as e:

@@ -359,7 +359,8 @@ class ClientSession(AuthenticatingClient):
             self._session_answer(wants, reply, events, last=last)
         else:
             message.outstanding -= 1
-            if message.state is not MessageState.DONE:
+            # 421 before the end of a message says something of the session, and nothing of the message [RFC5321 3.8].
+            if message.state is not MessageState.DONE and (reply.code != 421 or wants is _Wants.END):
                 self._message_answer(wants, message, reply, events)
         if reply.code == 421:
             self._close(reply, events)

@@ -14,6 +14,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG, S_ISSOCK
 from typing import Final, Literal
 
 import msgspec
@@ -29,10 +30,10 @@ from anontls.facts import Organization, Phase, ReceiveConnector, Scenario, Serve
 from anontls.selection import Decision
 from anontls.selection.decision import Result
 from anontls.transport.authentication import Authentication
-from anontls.transport.control import socket_path, somebody_listens
+from anontls.transport.control import socket_at, socket_path, somebody_listens
 from anontls.transport.destinations import configured_hop
 from anontls.transport.node import Node
-from anontls.transport.queue_file import foreign
+from anontls.transport.queue_file import ONE_AT_A_TIME, foreign, owner
 from anontls.transport.service import SPARE_FILES, follower_of, receive_connector
 
 Severity = Literal["error", "warning", "note"]
@@ -230,23 +231,38 @@ _CURES: Final = {
 
 def _addresses(config: Config, server: Server | None, connectors: Mapping[str, ReceiveConnector]) -> Iterator[Finding]:
     """Each is bound for a moment, and nobody is listened to."""
+    taken: list[tuple[str, str]] = []
     for number, entry in enumerate(config.listen):
         place = f"listen[{number}]"
         connector = connectors.get(place)
         names = (connector and connector.fqdn, server and server.fqdn, server and server.name)
         fqdn = next((name for name in names if isinstance(name, str) and name), "")
         yield from _bound(f"{place}.address", entry.address, b"", f"220 {fqdn} ".encode())
-        if any(entry.address == other.address and _port(entry.address) for other in config.listen[:number]):
-            yield _error(f"{place}.address", f"{entry.address} is listed twice")
+        yield from _twice(f"{place}.address", entry.address, taken)
+        taken.append((place, entry.address))
     listen = config.metrics.listen
     if listen is not None:
         yield from _bound("metrics.listen", listen, b"GET /health HTTP/1.0\r\n\r\n", b"HTTP/1.0 ")
+        yield from _twice("metrics.listen", listen, taken)
         if not _loopback(host_and_port(listen)[0]):
             yield _warning("metrics.listen", f"whoever reaches {listen} can read the figures", "listen on 127.0.0.1")
 
 
-def _port(address: str) -> int:
-    return host_and_port(address)[1]
+def _twice(place: str, address: str, taken: list[tuple[str, str]]) -> Iterator[Finding]:
+    for other_place, other in taken:
+        if _same(address, other):
+            yield _error(place, f"{address}: {other_place} listens on {other} already", "give each its own port")
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether nobody can listen on both: they are equal, or one of them is all addresses of the machine."""
+    (host, port), (other_host, other_port) = host_and_port(one), host_and_port(other)
+    if port != other_port or not port:
+        return False
+    with suppress(ValueError):
+        a, b = ip_address(host), ip_address(other_host)
+        return a == b or (a.version == b.version and (a.is_unspecified or b.is_unspecified))
+    return host.lower() == other_host.lower()
 
 
 def _loopback(host: str) -> bool:
@@ -315,14 +331,16 @@ def _files(config: Config, base: Path) -> Iterator[Finding]:
     delivery, log, queue = config.delivery, config.log, config.queue
     if delivery.maildir is not None:
         yield from _writable("delivery.maildir", base / delivery.maildir, folder=True)
-        if not delivery.create_mailboxes and not (base / delivery.maildir).is_dir():
+        if not delivery.create_mailboxes and not S_ISDIR(_mode(base / delivery.maildir)):
             yield _warning("delivery.maildir", f"{base / delivery.maildir} is not there, so nobody has a mailbox")
     if log.events is not None:
         yield from _writable("log.events", base / log.events)
     if log.protocol is not None:
         yield from _writable("log.protocol", base / log.protocol, folder=True)
-    if log.syslog is not None and not Path(log.syslog).is_socket():
-        yield _warning("log.syslog", f"{log.syslog} is not a socket: no syslog daemon hears the events")
+    if log.syslog is not None and not S_ISSOCK(_mode(Path(log.syslog))):
+        yield _warning(
+            "log.syslog", f"{log.syslog} is no socket that this user sees: no syslog daemon hears the events"
+        )
     if queue.database is not None:
         yield from _queue(config, base, base / queue.database)
 
@@ -330,29 +348,72 @@ def _files(config: Config, base: Path) -> Iterator[Finding]:
 def _writable(place: str, path: Path, *, folder: bool = False) -> Iterator[Finding]:
     """Whether a file or folder can be written, or made where it is not there."""
     there = next(each for each in (path, *path.parents) if os.path.lexists(each))
-    if there.is_dir() != (folder or there != path):
-        yield _error(place, f"{there} is {'a folder' if there.is_dir() else 'no folder'}")
-    elif not os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):
+    is_folder = S_ISDIR(_mode(there))
+    if not os.access(there, os.W_OK | (os.X_OK if is_folder else 0)):
         yield _error(place, f"{there} cannot be written by this user", "chown it to the user of the service")
+    elif is_folder != (folder or there != path):
+        yield _error(place, f"{there} is {'a folder' if is_folder else 'no folder'}")
+    elif there != path:
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            pass
+        except OSError as e:  # a name that is too long
+            yield _error(place, f"{path}: {e.strerror}")
+
+
+def _mode(path: Path) -> int:
+    """What stat says; 0 where nothing is there, or this user may not look: there `Path.is_dir` raises."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
 
 
 def _queue(config: Config, base: Path, database: Path) -> Iterator[Finding]:
-    yield from _writable("queue.database", database)
-    if database.is_file():
+    faults = list(_writable("queue.database", database))
+    yield from faults
+    if S_ISREG(_mode(database)):
         with suppress(OSError):
             why = foreign(database)
             if why:
                 yield _error("queue.database", f"{database}: {why}")
     with suppress(OSError):
-        disk = os.statvfs(next(each for each in database.parents if each.is_dir()))
+        disk = os.statvfs(next(each for each in database.parents if S_ISDIR(_mode(each))))
         free = disk.f_bavail * disk.f_frsize
         if free < config.queue.minimum_free:
             text = f"{free} octets are free on the disk of {database}, so new mail is refused with 452"
             yield _error("queue.minimum-free", text, "make room, or lower queue.minimum-free")
+    process = ""
     try:
-        if somebody_listens(socket_path(config, base)):
-            yield _note("queue.database", f"{database} is in use by a running node")
-    except UsageError as e:
-        yield _failed("queue.control", e)
-    except Unreachable as e:
-        yield _warning("queue.control", str(e), e.hint or "")
+        process = "" if faults else owner(database)
+    except OSError as e:
+        yield _error("queue.database", f"{e.filename}: {e.strerror}", "chown it to the user of the service")
+    answers = False
+    if config.queue.control or not faults:  # else it lies beside the database
+        try:
+            control = socket_path(config, base)
+            unusable = list(_socket_folder(control.parent, database))
+            yield from unusable
+            answers = not unusable and socket_at(control) and somebody_listens(control)
+        except Unreachable as e:
+            yield _warning("queue.control", str(e), e.hint or "")
+            return
+        except (UsageError, OSError) as e:
+            yield _failed("queue.control", e)
+    if process and answers:
+        yield _note("queue.database", f"{database} is in use by a running node")
+    elif process:
+        yield _error("queue.database", f"{database}: process {process} has it", ONE_AT_A_TIME)
+    elif answers:
+        yield _error("queue.control", "another node answers there", "give each its own socket")
+
+
+def _socket_folder(folder: Path, database: Path) -> Iterator[Finding]:
+    if S_ISDIR(_mode(folder)):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            yield _error(
+                "queue.control", f"{folder} cannot be written by this user", "chown it to the user of the service"
+            )
+    elif folder not in database.parents:  # a start makes those
+        yield _error("queue.control", f"{folder} is no folder", "make it, or leave queue.control out")

@@ -163,6 +163,22 @@ def heading(pieces: Iterable[bytes]) -> tuple[str | None, str | None]:
     return subject, found.get(b"message-id")
 
 
+def socket_at(path: Path) -> bool:
+    """Whether there is a socket, of a node that runs or of one that has crashed.
+
+    Raises:
+        UsageError: something else is there.
+        OSError: it cannot be seen.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise UsageError(f"{path}: is there, and is no socket")
+    return True
+
+
 def somebody_listens(path: Path) -> bool:
     """Whether a process has the socket open.
 
@@ -223,12 +239,8 @@ class ControlServer:
         self._watch()
 
     def _make_room(self) -> None:
-        try:
-            mode = self.path.lstat().st_mode
-        except FileNotFoundError:
+        if not socket_at(self.path):
             return
-        if not stat.S_ISSOCK(mode):
-            raise UsageError(f"{self.path}: is there, and is no socket")
         if somebody_listens(self.path):
             raise UsageError(f"{self.path}: another node answers there")
         self.path.unlink()

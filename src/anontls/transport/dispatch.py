@@ -77,6 +77,7 @@ class Dispatcher:
         self._began = wall() - self._loop.time()
         self._numbers = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loading: asyncio.Task[None] | None = None
         self.settlement = Settlement(
             store,
             self.memory,
@@ -95,7 +96,7 @@ class Dispatcher:
 
     def start(self) -> None:
         """Take up what the store holds; sessions go on meanwhile."""
-        self._task(self._load())
+        self._loading = self._task(self._load())
         self._task(self.sweep.run())
 
     async def stop(self, patience: float) -> None:
@@ -117,7 +118,9 @@ class Dispatcher:
             queue.clear()
             for number, job in queue.in_flight.items():
                 on_their_way.update((number, each.number) for each in job.pending)
-        self._task(self._load(on_their_way))
+        if self._loading is not None:
+            self._loading.cancel()  # it would take everything to its queue a second time
+        self._loading = self._task(self._load(on_their_way))
 
     async def _load(self, on_their_way: Set[tuple[int, int]] = frozenset()) -> None:
         """Take everything to its queue, but for recipients that had no verdict yet."""
@@ -261,6 +264,7 @@ class Dispatcher:
         )
         if due is not None:
             self._wait(queue, job, due)
+        self._take_up(queue, job)
 
     def postpone(self, queue: DestinationQueue, job: Job, failure: SessionFailed, seconds: float) -> None:
         """The session broke while the job was on its way: try again later, unless it is too old by then."""
@@ -268,6 +272,7 @@ class Dispatcher:
         remote = failure.hop.server or failure.hop.host
         if self.settlement.failed_session(job.queued, job.pending, failure.reply, remote, failure.why, due):
             self._wait(queue, job, due)
+        self._take_up(queue, job)
 
     def put_back(self, queue: DestinationQueue, job: Job) -> None:
         """The session broke before the job had its turn."""
@@ -276,6 +281,16 @@ class Dispatcher:
             queue.ready.appendleft(job.queued.id)
         else:
             self.enqueue(job.queued, job.pending)
+        self._take_up(queue, job)
+
+    def _take_up(self, queue: DestinationQueue, job: Job) -> None:
+        """Recipients that came to the queue while their message was on its way there to others."""
+        if not job.queued.pending:
+            return
+        known = {each.number for each in job.pending}
+        late = [each for each in self.pending(queue, job.queued) if each.number not in known]
+        if late:
+            self.enqueue(job.queued, late)
 
     def _wait(self, queue: DestinationQueue, job: Job, due: float) -> None:
         if self._still_there(queue, job):
@@ -300,12 +315,22 @@ class Dispatcher:
                 queue.add(number)
 
     async def give_up(self, queue: DestinationQueue, queued: Queued, reply: Reply | None) -> None:
-        """Send the message to none of its recipients in that queue; with ``reply``, tell its sender.  Then it is durable."""
+        """Send the message to none of its recipients in that queue; with ``reply``, tell its sender.  Then it is durable.
+
+        Raises:
+            StoreFailed: it is not, and the message waits in its queue again.
+        """
+        pending = self.pending(queue, queued)
         queue.forget({queued.id})
         self.memory.hold(queued)
-        await self.settlement.give_up(queued, self.pending(queue, queued), reply)
+        try:
+            await self.settlement.give_up(queued, pending, reply)
+        except StoreFailed:
+            self.enqueue(queued, pending)
+            raise
 
-    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

@@ -23,7 +23,7 @@ from anontls.facts import Certificate, DeliveryType, Scenario
 from anontls.kerberos.failure import Reason
 from anontls.selection import Decision
 from anontls.selection.decision import Result
-from anontls.smtp import Reply
+from anontls.transport.queue import Refusal
 from anontls.transport.status import QueueStatus
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ Proof = Literal[
     "authenticated",
     "not-allowed",  # received: the peer has proved what it is, and that has no rights here
 ]
+Log = Literal["events", "receive", "send"]  # `log.events`, and the two of `log.protocol`
 Settled = Literal["delivered", "deferred", "failed", "expired"]
 VERBS = ("X-ANONYMOUSTLS", "STARTTLS", "none")
 
@@ -79,6 +80,7 @@ class Metrics:
         self.delay = 0.0
         self.notifications: dict[Action, int] = _zeros(get_args(Action))
         self.events: dict[int, int] = _zeros(CATALOGUE)
+        self.lost_log_lines: dict[Log, int] = _zeros(get_args(Log))
 
     def session_ended(self, direction: Direction, verb: str | None, outcome: Outcome) -> None:
         """A session is over; ``verb`` is the one that secured it, ``None`` in clear."""
@@ -125,6 +127,10 @@ class Metrics:
         """An event was raised, whether or not it is written."""
         self.events[id_] += 1
 
+    def log_lines_lost(self, log: Log, lines: int) -> None:
+        """They could not be written."""
+        self.lost_log_lines[log] += lines
+
 
 def _zeros(keys: Iterable[Key]) -> dict[Key, int]:
     return defaultdict(int, dict.fromkeys(keys, 0))  # half the cost of a Counter
@@ -141,7 +147,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     listening: bool
     startup: Decision | None  # the selection of the last start or reload
     store: Sequence[Certificate]
-    refusal: Reply | None = None  # why no mail is taken
+    refusal: Refusal | None = None  # of new mail
     queues: Sequence[QueueStatus] = ()
     messages: int | None = None  # in the queue's database
     oldest: float | None = None  # arrival of the oldest of these
@@ -155,7 +161,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
         if not self.listening:
             reasons.append("nothing listens")
         if self.refusal is not None:
-            reasons.append(f"new mail is refused: {self.refusal}")
+            reasons.append(f"new mail is refused: {self.refusal.why}")
         return reasons
 
     @property
@@ -228,6 +234,12 @@ def _counters(counted: Metrics) -> Iterable[Row]:
             "Delivery status notifications made.",
             ("action",),
             single(counted.notifications),
+        ),
+        (
+            "anontls_lost_log_lines_total",
+            "Lines of logs that could not be written.",
+            ("log",),
+            single(counted.lost_log_lines),
         ),
     )
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 
-from anontls.errors import UsageError
+from anontls.errors import Unreachable, UsageError
 from anontls.facts import same_name
 from anontls.smtp import Reply
 from anontls.transport.control import heading, nearest
 from anontls.transport.destination_queue import DestinationQueue
 from anontls.transport.dispatch import Dispatcher
-from anontls.transport.queue import Queued, Work
+from anontls.transport.queue import Queued, StoreFailed, Work, message_id
 from anontls.transport.status import MessageStatus, QueueStatus, RecipientStatus
 
 REMOVED = Reply(550, ("5.7.1 The message was removed from the queue by an administrator",))
@@ -45,7 +46,12 @@ class QueueOperations:
         return msgspec.structs.replace(shown, subject=subject, internet_message_id=message_id)
 
     async def retry(self, queue: str) -> None:
-        self._queue(queue).retry()
+        found = self._queue(queue)
+        if found.suspended:
+            raise UsageError(
+                f"{queue} is suspended, and is not tried", hint=f"`anontls queue resume {queue}` undoes that"
+            )
+        found.retry()
 
     async def suspend(self, identity: str) -> None:
         if self._names_a_queue(identity):
@@ -63,12 +69,14 @@ class QueueOperations:
         queue, queued = self._message(message)
         if queued.id in queue.in_flight:
             raise UsageError(f"{message} is being sent", hint="suspend its queue, and remove it then")
-        await self.dispatcher.give_up(queue, queued, REMOVED if with_ndr else None)
+        with _as_it_was(message):
+            await self.dispatcher.give_up(queue, queued, REMOVED if with_ndr else None)
 
     async def _hold(self, identity: str, *, hold: bool) -> None:
         """A message is held as a whole, in each queue that it is in."""
         _, queued = self._message(identity)
-        await self.dispatcher.store.commit(Work(suspended=((queued.id, hold),)))
+        with _as_it_was(identity):
+            await self.dispatcher.store.commit(Work(suspended=((queued.id, hold),), at_once=True))
         self.dispatcher.hold(queued.id, hold=hold)
 
     # --- names --------------------------------------------------------------------------------------------------------
@@ -88,9 +96,10 @@ class QueueOperations:
 
     def _message(self, identity: str) -> tuple[DestinationQueue, Queued]:
         name, _, number = identity.rpartition("\\")
-        if not self._names_a_queue(identity) and number.isascii() and number.isdecimal() and len(number) < 20:
+        wanted = message_id(number)
+        if not self._names_a_queue(identity) and wanted is not None:
             queue = self._queue(name)
-            message = self.dispatcher.memory.message(int(number), content=False)
+            message = self.dispatcher.memory.message(wanted, content=False)
             if message is not None and self.dispatcher.pending(queue, message):
                 return queue, message
         raise UsageError(f"no message {identity}", hint="`anontls queue list --messages` shows them as SERVER\\3\\4711")
@@ -123,3 +132,12 @@ class QueueOperations:
                 for each in pending
             ),
         )
+
+
+@contextmanager
+def _as_it_was(message: str) -> Iterator[None]:
+    """Says what a change that failed means for the message."""
+    try:
+        yield
+    except StoreFailed as e:
+        raise Unreachable(f"{message} is as it was: {e}", hint=e.hint) from None

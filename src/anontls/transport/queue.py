@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -14,9 +16,31 @@ from anontls.smtp.content import Needs
 from anontls.smtp.syntax import Envelope, Recipient
 from anontls.transport.body import Body
 
+ROOM = "make room on its disk"
+#: The cure of what SQLite and the system say.
+CURES = {
+    "database or disk is full": ROOM,
+    os.strerror(errno.ENOSPC): ROOM,
+    "disk I/O error": f"{ROOM}, or see whether it is broken",  # also where shared memory cannot grow on a full one
+}
+
+
+def message_id(text: str) -> int | None:
+    """The id that is written there; ``None``: no message of any store has such a one."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None  # SQLite has 63 bits
+
+
+class Refusal(Reply, frozen=True, gc=False):
+    """What new mail is told, and why: that is for administrators."""
+
+    why: str
+
 
 class StoreFailed(Unreachable):
     """The store cannot be opened or read, or could not make a change durable; then nothing of that change is in it."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint or next((cure for said, cure in CURES.items() if said in message), None))
 
 
 class Pending(msgspec.Struct, kw_only=True):
@@ -65,6 +89,7 @@ class Work(msgspec.Struct, kw_only=True):
     """One change of the store, made whole or not at all.
 
     ``settled`` and ``deferred`` name recipients as (message, number); a message without recipients is gone.
+    ``at_once``: somebody waits for it, and rather hears that it failed than that it is tried again.
     """
 
     accepted: Sequence[New] = ()
@@ -72,6 +97,7 @@ class Work(msgspec.Struct, kw_only=True):
     deferred: Sequence[tuple[int, Pending]] = ()
     removed: Sequence[int] = ()
     suspended: Sequence[tuple[int, bool]] = ()
+    at_once: bool = False
 
 
 class QueueStore(Protocol):
@@ -85,8 +111,8 @@ class QueueStore(Protocol):
     def commit(self, work: Work) -> asyncio.Future[list[int]]:
         """Make a change; done once it is durable, with the ids of what was accepted.
 
-        What settles, defers, removes or suspends is tried until it holds; what only accepts may fail at once with
-        StoreFailed, and then nothing of it was done.  A `Body` must stay open until the future is done.
+        What settles, defers, removes or suspends is tried until it holds; what only accepts, or is ``at_once``, may
+        fail at once with StoreFailed, and then nothing of it was done.  A `Body` must stay open until the future is done.
         """
         ...
 
@@ -102,7 +128,7 @@ class QueueStore(Protocol):
         """The content of a message, piece by piece; may be asked again."""
         ...
 
-    def refusal(self) -> Reply | None:
+    def refusal(self) -> Refusal | None:
         """Why no mail is taken now: back pressure.  ``None``: it is."""
         ...
 
@@ -138,9 +164,10 @@ class BackPressure:
         self._clock = clock
         self._say = say
         self._look = self._pause = float("-inf")  # the ends of these times
-        self._no_space = self._too_many = self._failing = False
+        self._no_space = self._too_many = False
+        self._failure: str | None = None  # of the last attempt to write
 
-    def refusal(self, count: int) -> Reply | None:
+    def refusal(self, count: int) -> Refusal | None:
         """What new mail is told while the store holds ``count`` messages.  ``None``: it is taken."""
         now = self._clock()
         if now >= self._look:
@@ -157,15 +184,22 @@ class BackPressure:
         if too_many != self._too_many:
             self._too_many = too_many
             self._changed(too_many, f"it holds {count:,} messages")
-        refused = self._no_space or self._too_many or now < self._pause
-        return exchange.INSUFFICIENT_RESOURCES if refused else None
+        if not (self._no_space or self._too_many or now < self._pause):
+            return None
+        reasons = ["the disk is nearly full"] if self._no_space else []
+        if self._too_many:
+            reasons.append("the queue is full")
+        if now < self._pause:
+            reasons.append(f"the database cannot be written: {self._failure}")
+        told = exchange.INSUFFICIENT_RESOURCES
+        return Refusal(told.code, told.lines, "; ".join(reasons))
 
     def wrote(self, failure: str | None) -> None:
         """What became of an attempt to write; after a failure mail is refused for `PAUSE`, then it is tried."""
-        failing = failure is not None
+        failing, was_failing = failure is not None, self._failure is not None
         self._pause = self._clock() + PAUSE if failing else float("-inf")
-        if failing != self._failing:
-            self._failing = failing
+        self._failure = failure
+        if failing != was_failing:
             self._changed(failing, f"it cannot be written: {failure}" if failing else "it can be written")
 
     def _changed(self, refused: bool, why: str) -> None:

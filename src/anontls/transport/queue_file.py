@@ -7,12 +7,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from anontls.errors import MalformedInput
 from anontls.transport.queue import StoreFailed
 
 BUSY = 5.0  # seconds to wait for another process that has locked the database
 READER_BUSY = 0.5  # the same for who must not wait: the event loop
+ONE_AT_A_TIME = "one at a time may use a queue"
 
 PAGE = 4096  # octets; for messages of 4 KiB and 64 KiB smaller and larger ones are slower
 CHECKPOINT = 4000  # pages of the write-ahead log, 16 MiB; a page that was used several times by then is copied once
@@ -23,6 +25,7 @@ APPLICATION = 0x616E746C  # "antl", at octet 68 of the file: tells whose it is
 # https://www.sqlite.org/fileformat2.html: section 1.3 the header of a database, 4.1 of a write-ahead log
 SQLITE = b"SQLite format 3\0"
 HEADER = 108  # octets of the first page: the header of the database, and that of the page itself
+PAGES = {1, *(1 << n for n in range(9, 16))}  # octets of a page; 1 stands for 65,536
 LOG_MAGIC = {b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83"}
 LOG_HEADER, FRAME_HEADER = 32, 24  # octets
 LOG_SEEN = 1 << 30  # octets of a log that are looked at
@@ -70,12 +73,13 @@ def foreign(path: Path) -> str:
         OSError: it cannot be read.
     """
     # First the log: what is no longer in it has been copied into the database before.
-    logged = _logged(path.with_name(f"{path.name}-wal"))
+    logged, pages = _logged(path.with_name(f"{path.name}-wal"))
     with path.open("rb") as file:
         first = file.read(HEADER)
+        octets = os.fstat(file.fileno()).st_size
     if not first:
         return ""
-    if not first.startswith(SQLITE):
+    if not first.startswith(SQLITE) or int.from_bytes(first[16:18], "big") not in PAGES:
         return "not a SQLite database"
     if first[18:20] == b"\2\2" and logged:  # it has a log, and what is there is newer
         first = logged
@@ -84,21 +88,32 @@ def foreign(path: Path) -> str:
         # As a node makes it before its tables: a page of a table, with no entry.
         empty = not application and not version and first[100:101] == b"\x0d" and first[103:105] == b"\0\0"
         return "" if empty else "a SQLite database, but not of a queue"
-    return f"a queue of format {version}, made by a newer version" if version > len(STEPS) else ""
+    if version > len(STEPS):
+        return f"a queue of format {version}, made by a newer version"
+    size, changed, wanted, valid_for = (
+        int.from_bytes(first[at:end], "big") for at, end in ((16, 18), (24, 28), (28, 32), (92, 96))
+    )
+    pages = pages or -(-octets // (65_536 if size == 1 else size))
+    # Section 1.3.7: the size in the header counts while both counters agree.
+    return f"cut off: it has {pages} of its {wanted} pages" if changed == valid_for and pages < wanted else ""
 
 
-def _logged(path: Path) -> bytes:
-    """How the first page of a database begins as its write-ahead log last committed it; empty when that has none."""
+def _logged(path: Path) -> tuple[bytes, int]:
+    """How the first page of a database begins as its write-ahead log last committed it, and pages of the database then.
+
+    Empty and 0 where that says nothing of them.
+    """
     try:
         file = path.open("rb", buffering=0)
     except FileNotFoundError:
-        return b""
+        return b"", 0
     with file:
         header = file.read(LOG_HEADER)
         size, salts = int.from_bytes(header[8:12], "big"), header[16:24]
         if header[:4] not in LOG_MAGIC or not 512 <= size <= 65_536:
-            return b""
+            return b"", 0
         committed = last = b""
+        pages = 0
         frames = (min(os.fstat(file.fileno()).st_size, LOG_SEEN) - LOG_HEADER) // (FRAME_HEADER + size)
         for number in range(frames):
             file.seek(LOG_HEADER + number * (FRAME_HEADER + size))
@@ -108,8 +123,24 @@ def _logged(path: Path) -> bytes:
             if frame[:4] == b"\0\0\0\1":
                 last = frame[FRAME_HEADER:]
             if any(frame[4:8]):  # the size of the database: the last frame of a transaction
-                committed = last
-        return committed
+                committed, pages = last, int.from_bytes(frame[4:8], "big")
+        return committed, pages
+
+
+def owner(path: Path) -> str:
+    """The process that has the queue, as it says; empty when none has it.
+
+    Nothing is made or written, but a node that starts in this very moment finds the queue taken.
+
+    Raises:
+        OSError: it cannot be told.
+    """
+    try:
+        lock = _lock(path).open(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return ""
+    with lock:
+        return "" if _locked(lock, exclusive=False) else _written(lock)
 
 
 @contextmanager
@@ -145,25 +176,40 @@ def opened(path: Path) -> Iterator[tuple[sqlite3.Connection, sqlite3.Connection]
 @contextmanager
 def _owned(path: Path) -> Iterator[None]:
     """Holds a lock on a file beside; it stays there, because who removed it would remove another's lock."""
-    lock = path.with_name(f"{path.name}.lock")
+    lock = _lock(path)
     with located(lock):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="ascii", errors="replace")
     with file:
         with located(lock):
-            try:
-                import fcntl  # not on Windows, which has nothing like it
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:
-                pass
-            except BlockingIOError:
-                owner = file.read(20).strip() or "unknown"
-                raise StoreFailed(f"{path}: process {owner} has it", hint="one at a time may use a queue") from None
+            if not _locked(file):
+                raise StoreFailed(f"{path}: process {_written(file)} has it", hint=ONE_AT_A_TIME)
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
         yield
+
+
+def _lock(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def _locked(file: TextIO, *, exclusive: bool = True) -> bool:
+    """Whether the lock was got; it lasts until the file is closed."""
+    try:
+        import fcntl  # not on Windows, which has nothing like it
+
+        fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _written(file: TextIO) -> str:
+    """The process that holds the lock."""
+    return file.read(20).strip() or "unknown"
 
 
 def _make(path: Path) -> None:

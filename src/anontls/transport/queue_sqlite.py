@@ -24,9 +24,8 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import NamedTuple
 
-from anontls.smtp import Reply
 from anontls.transport.body import Body
-from anontls.transport.queue import BackPressure, Queued, StoreFailed, Work
+from anontls.transport.queue import BackPressure, Queued, Refusal, StoreFailed, Work
 from anontls.transport.queue_file import opened
 from anontls.transport.queue_tables import Change, Reader, Writer
 
@@ -58,7 +57,7 @@ class _Job(NamedTuple):
     @property
     def must_hold(self) -> bool:
         work = self.change.work
-        return bool(work.settled or work.deferred or work.removed or work.suspended)
+        return not work.at_once and bool(work.settled or work.deferred or work.removed or work.suspended)
 
     @property
     def octets(self) -> int:
@@ -71,9 +70,9 @@ class SqliteQueue:
     New mail is refused while fewer than ``minimum_free`` octets are free on the disk (``free`` of a folder), while
     there are ``max_messages``, and for a second after a failure; ``say`` is told.  ``clock``: see `BackPressure`.
 
-    What only accepts may fail with StoreFailed.  What settles, defers, removes or suspends is tried until it holds;
-    it fails only when its own values cannot be stored, and when the store is closed before it holds.  A `Body` must
-    stay open until the future is done.
+    What only accepts may fail with StoreFailed.  What settles, defers, removes or suspends is tried until it holds:
+    the peer has the mail, and would get it again.  Unless it is ``at_once``, it fails only when its own values cannot be
+    stored, and when the store is closed before it holds.  A `Body` must stay open until the future is done.
 
     Raises:
         StoreFailed: it cannot be opened, or another process has it.
@@ -122,7 +121,7 @@ class SqliteQueue:
             bodies = tuple(n.body.in_memory() if isinstance(n.body, Body) else n.body for n in work.accepted)
             self._handing.append(_Job(Change(work, bodies), future))
             # Nobody waits for what only settles or defers; a crash meanwhile costs no more than one before the verdict.
-            rides = not (work.accepted or work.removed or work.suspended)
+            rides = not (work.accepted or work.removed or work.suspended or work.at_once)
             if self._hands is None or (self._rides and not rides):
                 if self._hands is not None:
                     self._hands.cancel()
@@ -138,7 +137,7 @@ class SqliteQueue:
         if jobs:
             self._waiting.put(jobs)
 
-    def refusal(self) -> Reply | None:
+    def refusal(self) -> Refusal | None:
         return self._pressure.refusal(self.count)
 
     def messages(self, after: int = 0) -> Iterator[Queued]:
@@ -234,7 +233,7 @@ class SqliteQueue:
         return [job for job in jobs if job.must_hold]
 
     def _error(self, why: object) -> StoreFailed:
-        return StoreFailed(f"{self.path}: {why}")
+        return StoreFailed(f"{self.path}: cannot be written: {why}")
 
     def _tell(self, answers: list[tuple[_Job, Answer]], more: int, failure: str | None) -> None:
         with suppress(RuntimeError):  # the event loop has been closed, nobody waits

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any, NamedTuple, TextIO
@@ -37,7 +38,7 @@ from anontls.transport.authentication import Authentication
 from anontls.transport.connector import receive_connector as receive_connector
 from anontls.transport.deliver import MaildirDelivery, NextHopDelivery
 from anontls.transport.destinations import configured_hop
-from anontls.transport.metrics import Metrics, Observed
+from anontls.transport.metrics import Log, Metrics, Observed
 from anontls.transport.metrics_server import MetricsServer
 from anontls.transport.node import Node
 from anontls.transport.open_files import SPARE_FILES as SPARE_FILES
@@ -93,7 +94,8 @@ class Service:
             self._out = JsonStream(self.console, now) if config.log.console == "json" else Stream(self.console)
             sinks: list[Sink] = [self._out]
             if config.log.events:
-                sinks.append(JsonLines(_writable(base / config.log.events)))
+                path = _writable(base / config.log.events)
+                sinks.append(JsonLines(path, partial(self._lost, "events", path)))
             if config.log.syslog:
                 sinks.append(Syslog(config.log.syslog))
             metrics = Metrics()
@@ -115,6 +117,7 @@ class Service:
         self._loaded = now()
         self._startup: Decision | None = None
         self._stopping = asyncio.Event()
+        self._hurried = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._complained: dict[str, datetime] = {}
@@ -178,6 +181,7 @@ class Service:
         if log.protocol is None:
             return None
         folder = self.base / log.protocol / f"Smtp{direction.value}"
+        which: Log = "receive" if direction is Direction.RECEIVE else "send"
         try:
             return ProtocolLog(
                 folder,
@@ -187,9 +191,15 @@ class Service:
                 max_file_size=log.max_file_size,
                 max_directory_size=log.max_directory_size,
                 max_age=timedelta(days=log.max_age_days),
+                lost=partial(self._lost, which, folder),
             )
         except OSError as e:
             raise UsageError(f"log.protocol: {folder}: {e.strerror}") from None
+
+    def _lost(self, log: Log, path: Path, problem: OSError, lines: int) -> None:
+        """Lines of a log could not be written."""
+        self.node.metrics.log_lines_lost(log, lines)
+        self._complain(f"log lines are lost until {path} can be written: {problem.strerror or problem}")
 
     def _delivery(self) -> Delivery:
         delivery = self.config.delivery
@@ -266,8 +276,7 @@ class Service:
             self.servers.append(server)
             for listening in server.sockets:
                 bound = listening.getsockname()
-                shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-                self._say(f"{connector.identity} listens on {shown}:{bound[1]}")
+                self._say(f"{connector.identity} listens on {_shown(*bound[:2])}")
         if self.config.metrics.listen is not None:
             try:
                 self._metrics = MetricsServer(
@@ -278,7 +287,7 @@ class Service:
                 raise UsageError(
                     f"metrics.listen: {self.config.metrics.listen}: cannot listen: {e.strerror or e}"
                 ) from None
-            self._say("metrics and health at http://{}:{}".format(*self._metrics.address))
+            self._say(f"metrics and health at http://{_shown(*self._metrics.address)}")
         if self.follower is not None:
             status = self.follower.status
             if status.problem is not None:
@@ -396,26 +405,35 @@ class Service:
             self._say(f"the configuration has changed: restart to use {', '.join(waiting)}")
         self.config = taken
 
-    async def run(self) -> None:
-        """Start, and serve until SIGTERM or SIGINT; SIGHUP reloads."""
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Start, and serve until SIGTERM or SIGINT, the second of which ends the drain; SIGHUP reloads.
+
+        ``ready`` is called when it has started, and signals are understood.
+        """
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._task(self.reload()))
+            loop.add_signal_handler(name, lambda: (self._hurried if self._stopping.is_set() else self._stopping).set())
         await self.start()
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._task(self.reload()))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # one that has come since `anontls serve` began
+        ready()
         gc.freeze()  # organisation and certificates stay; the collector need not look at them again and again
         await self._stopping.wait()
-        self._say("draining")
+        self._say(f"draining: {self._on_their_way()}; {DRAIN:g} seconds at most, a second signal ends it")
         await self.stop(DRAIN)
 
     async def stop(self, patience: float) -> None:
         """Let messages that are on their way be settled; new sessions are told 421; then close."""
         for receiver in self.receivers:
             receiver.drain()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + patience
-        while any(r.sessions or r.deliveries for r in self.receivers) and loop.time() < end:  # noqa: ASYNC110 sessions end by themselves
-            await asyncio.sleep(0.02)
+        queue = self.delivery if isinstance(self.delivery, QueueDelivery) else None
+        end = asyncio.get_running_loop().time() + patience
+        await self._wait_while(lambda: any(r.sessions or r.deliveries for r in self.receivers), end)
+        if queue is not None:
+            queue.drain()
+            await self._wait_while(queue.on_their_way, end)
+        if any(r.sessions or r.deliveries for r in self.receivers) or (queue is not None and queue.on_their_way()):
+            self._say(f"cut off: {self._on_their_way()}")
         for server in self.servers:
             server.close()
         for receiver in self.receivers:
@@ -425,8 +443,8 @@ class Service:
                 delivery.cancel()
         if self.follower is not None:
             await self.follower.stop()
-        if isinstance(self.delivery, QueueDelivery):
-            await self.delivery.stop(max(0.0, end - loop.time()))
+        if queue is not None:
+            await queue.stop()
         for task in tuple(self._tasks):
             task.cancel()
         if self._metrics is not None:
@@ -434,6 +452,20 @@ class Service:
         await asyncio.sleep(0)  # so that what was cut off says so in the log
         self._flush()
         self._say("stopped")
+
+    def _on_their_way(self) -> str:
+        """What a drain waits for."""
+        sessions = sum(len(receiver.sessions) for receiver in self.receivers)
+        deliveries = sum(len(receiver.deliveries) for receiver in self.receivers)
+        if isinstance(self.delivery, QueueDelivery):
+            deliveries += self.delivery.on_their_way()
+        return f"sessions {sessions}, deliveries {deliveries}"
+
+    async def _wait_while(self, busy: Callable[[], object], end: float) -> None:
+        """Until ``end`` at most, or the second signal."""
+        loop = asyncio.get_running_loop()
+        while busy() and loop.time() < end and not self._hurried.is_set():  # noqa: ASYNC110 sessions end by themselves
+            await asyncio.sleep(0.02)
 
 
 def follower_of(config: Config, base: Path, organization: Organization, now: Callable[[], datetime]) -> Follower:
@@ -451,6 +483,11 @@ def follower_of(config: Config, base: Path, organization: Organization, now: Cal
         environment={},  # that of who happened to start the node
     )
     return Follower(settings, organization, now=now, interval=directory.interval, grace=directory.grace)
+
+
+def _shown(host: str, port: int) -> str:
+    """An address as a URL has it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _writable(path: Path) -> Path:

@@ -14,6 +14,8 @@ from anontls.transport.send import NextHop, OutboundSession, SessionFailed, Verd
 
 HOSTS_KNOWN = 60.0  # seconds that the hosts of a destination are not looked up again
 RETURNED_AT_ONCE = 100  # messages to a destination that does not exist
+MOST_KNOWN = 600.0  # seconds that the number of messages that the destination takes in a session is believed
+UNLIMITED = 1 << 30  # messages
 CLOSES = 421  # "closing transmission channel" [RFC5321 4.2.3]
 CROWDED = 10.0  # seconds without another session after one was refused while others go on
 BACKLOG = 8  # messages for each session that may wait for it before there is another one
@@ -25,7 +27,8 @@ class Way(msgspec.Struct, eq=False):
     """A session, and what became of it."""
 
     session: OutboundSession
-    delivered: int = 0
+    taken: int = 0  # messages that were given to it, and
+    delivered: int = 0  # those with a verdict
     used: float = 0.0  # when it last had something to do; seconds of the loop
     lost: list[Job] = []
     failure: SessionFailed | None = None
@@ -43,6 +46,7 @@ class SessionQueue(DestinationQueue):
         self._hosts_until = 0.0
         self._crowded = False  # for `CROWDED` there is no place for another session
         self._behind_since: float | None = None
+        self._most, self._most_until = UNLIMITED, 0.0  # messages in a session
 
     @property
     def idle(self) -> bool:
@@ -59,11 +63,16 @@ class SessionQueue(DestinationQueue):
 
     def clear(self) -> None:
         super().clear()
-        ways, self.ways = self.ways, []  # they may lead elsewhere than new ones
-        for way in ways:
-            if way.timer is not None:
-                way.timer.cancel()
-            self._task(self._leave(way))
+        self._most = UNLIMITED
+        for way in tuple(self.ways):  # they may lead elsewhere than new ones
+            self._retire(way)
+
+    def _retire(self, way: Way) -> None:
+        """Give it nothing more."""
+        self.ways.remove(way)
+        if way.timer is not None:
+            way.timer.cancel()
+        self._task(self._leave(way))
 
     async def _leave(self, way: Way) -> None:
         """End a session once what is on its way has arrived."""
@@ -106,12 +115,15 @@ class SessionQueue(DestinationQueue):
 
     def _fill(self, way: Way) -> None:
         session = way.session
-        room = session.room
+        if self._loop.time() >= self._most_until:
+            self._most = UNLIMITED
+        room = min(session.room, self._most - way.taken)
         if room <= 0:
             return
         while room > 0 and (job := self._take()) is not None:
             queued = job.queued
             session.submit(job.envelope, self.owner.content(queued), partial(self._said, way, job), queued.need)
+            way.taken += 1
             room -= 1
         session.flush()
 
@@ -125,6 +137,8 @@ class SessionQueue(DestinationQueue):
         way.delivered += 1
         way.used = self._loop.time()
         self.in_flight.pop(job.queued.id, None)
+        if way.taken == way.delivered >= self._most and way in self.ways:
+            self._retire(way)
         if self.retry_count:
             self._recovered()
         self.owner.settle(self, job, word, way.session)
@@ -146,6 +160,10 @@ class SessionQueue(DestinationQueue):
             self.last_error = self._error(failure.reply, way.session.hop, failure.why)
             self.owner.postpone(self, lost[0], failure, self.owner.schedule.next_retry(0))
         self._forget(way)
+        if way.taken > 1:
+            # A peer that ends sessions after some messages does not read what was sent ahead, and its word on those that
+            # it took may be lost with that: they would be sent again, each time.
+            self._most, self._most_until = max(1, way.delivered), self._loop.time() + MOST_KNOWN
         if not way.delivered:
             self._failed(failure.reply, way.session.hop, failure.why)
         self.wake()

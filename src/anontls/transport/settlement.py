@@ -131,12 +131,20 @@ class Settlement:
         return len(gone) < len(pending)
 
     async def give_up(self, queued: Queued, pending: list[Pending], reply: Reply | None) -> None:
-        """Send it to none of these; with ``reply``, tell its sender so."""
-        self.metrics.failed(len(pending))
+        """Send it to none of these; with ``reply``, tell its sender so.
+
+        Raises:
+            StoreFailed: that cannot be made durable now; they wait again.
+        """
         reports: list[tuple[Action, Report]] = []
         if reply is not None:
             reports = [("failed", Report(recipient=each.recipient, reply=reply)) for each in pending]
-        await asyncio.shield(self._change(queued, pending, self._notices(queued, reports)))
+        notices = self._notices(queued, reports)
+        _remove(queued, pending)  # so that nobody sends it meanwhile
+        settled = [(queued.id, each.number) for each in pending]
+        future = self.store.commit(Work(accepted=notices, settled=settled, at_once=True))
+        future.add_done_callback(partial(self._given_up, queued, pending, notices))
+        await asyncio.shield(future)
 
     def release(self, number: int) -> None:
         """All is decided; what was is made durable with all that comes together with it."""
@@ -247,6 +255,17 @@ class Settlement:
             for identity, new in zip(future.result(), accepted, strict=True):
                 self._accepted(queued_from(identity, new))
 
+    def _given_up(
+        self, queued: Queued, pending: list[Pending], accepted: list[New], future: asyncio.Future[list[int]]
+    ) -> None:
+        if future.cancelled() or future.exception() is not None:
+            _put_back(queued, pending)
+        else:
+            self.metrics.failed(len(pending))
+            for identity, new in zip(future.result(), accepted, strict=True):
+                self._accepted(queued_from(identity, new))
+        self.release(queued.id)
+
     def _durable(self, held: list[int], future: asyncio.Future[list[int]]) -> None:
         was_congested = self.congested
         self._outstanding -= len(held)
@@ -283,6 +302,11 @@ def _remove(queued: Queued, gone: list[Pending]) -> None:
         return
     numbers = {each.number for each in gone}
     queued.pending = [each for each in queued.pending if each.number not in numbers]
+    queued.envelope = msgspec.structs.replace(queued.envelope, recipients=[each.recipient for each in queued.pending])
+
+
+def _put_back(queued: Queued, pending: list[Pending]) -> None:
+    queued.pending = sorted([*queued.pending, *pending], key=lambda each: each.number)
     queued.envelope = msgspec.structs.replace(queued.envelope, recipients=[each.recipient for each in queued.pending])
 
 

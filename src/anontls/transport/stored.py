@@ -21,7 +21,7 @@ from anontls.facts import same_name
 from anontls.transport.control import heading, nearest
 from anontls.transport.destinations import Destination, Destinations
 from anontls.transport.node import Node
-from anontls.transport.queue import Pending, Queued, StoreFailed, Work
+from anontls.transport.queue import Pending, Queued, StoreFailed, Work, message_id
 from anontls.transport.queue_sqlite import SqliteQueue
 from anontls.transport.status import MessageStatus, QueueStatus, RecipientStatus
 
@@ -125,7 +125,7 @@ class StoredQueue:
                 hint="--without-ndr removes it without telling the sender",
             )
         found, _, pending = self._message(message)
-        self._commit(Work(settled=[(found.id, each.number) for each in pending]))
+        self._commit(Work(settled=[(found.id, each.number) for each in pending], at_once=True))
 
     def _hold(self, identity: str, *, hold: bool) -> None:
         if identity.count("\\") < 2:
@@ -133,7 +133,7 @@ class StoredQueue:
                 f"{identity}: no node runs, and what is kept without it are suspended messages, not queues"
             )
         message, _, _ = self._message(identity)
-        self._commit(Work(suspended=[(message.id, hold)]))
+        self._commit(Work(suspended=[(message.id, hold)], at_once=True))
 
     def _commit(self, work: Work) -> None:
         async def commit() -> None:
@@ -148,8 +148,9 @@ class StoredQueue:
 
     def _message(self, identity: str) -> tuple[Queued, Destination, list[Pending]]:
         queue, _, number = identity.rpartition("\\")
-        if number.isascii() and number.isdecimal() and len(number) < 19:
-            message = self._store.message(int(number))
+        wanted = message_id(number)
+        if wanted is not None:
+            message = self._store.message(wanted)
             for there, pending in self._by_destination(message) if message is not None else ():
                 assert message is not None
                 if same_name(queue, self._name(there)):
