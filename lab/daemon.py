@@ -80,6 +80,11 @@ class Daemon:
         except subprocess.TimeoutExpired:
             process.send_signal(SIGKILL)
             process.wait(10)
+        end = time.monotonic() + 2
+        with suppress(ProcessLookupError):  # its own may outlive it for a moment, and write where others remove
+            while time.monotonic() < end:
+                os.killpg(process.pid, SIGKILL)
+                time.sleep(0.02)
 
 
 def listens(address: tuple[str, int]) -> bool:

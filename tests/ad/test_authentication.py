@@ -129,7 +129,7 @@ def test_exchangeauth_on_one_side_only_is_gssapi(servers: MailboxServers, with_i
 def test_without_tls_1_3_it_is_gssapi(servers: MailboxServers, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (SENDER, RECEIVER):
         servers.kerberos(name, exchangeauth="anontls")
-    monkeypatch.setattr(authentication, "protocol", lambda _pump: "TLSv1.2")
+    monkeypatch.setattr(TlsPump, "protocol", "TLSv1.2")
     assert servers.relayed().startswith("250 2.6.0 <")
     assert "X-EXPS GSSAPI" in servers.log(SENDER, "Send")
 
