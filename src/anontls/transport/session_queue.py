@@ -15,6 +15,7 @@ from anontls.transport.send import NextHop, OutboundSession, SessionFailed, Verd
 HOSTS_KNOWN = 60.0  # seconds that the hosts of a destination are not looked up again
 RETURNED_AT_ONCE = 100  # messages to a destination that does not exist
 MOST_KNOWN = 600.0  # seconds that the number of messages that the destination takes in a session is believed
+ACCIDENT = 60.0  # the same where it took none, which may have other causes
 UNLIMITED = 1 << 30  # messages
 CLOSES = 421  # "closing transmission channel" [RFC5321 4.2.3]
 CROWDED = 10.0  # seconds without another session after one was refused while others go on
@@ -163,7 +164,8 @@ class SessionQueue(DestinationQueue):
         if way.taken > 1:
             # A peer that ends sessions after some messages does not read what was sent ahead, and its word on those that
             # it took may be lost with that: they would be sent again, each time.
-            self._most, self._most_until = max(1, way.delivered), self._loop.time() + MOST_KNOWN
+            self._most = max(1, way.delivered)
+            self._most_until = self._loop.time() + (MOST_KNOWN if way.delivered else ACCIDENT)
         if not way.delivered:
             self._failed(failure.reply, way.session.hop, failure.why)
         self.wake()
