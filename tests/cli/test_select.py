@@ -224,6 +224,9 @@ def test_svg(anontls: Anontls, org: Path, tmp_path: Path) -> None:
     file = tmp_path / "way.svg"
     assert anontls("select", "--org", org, "--queue", r"MBX2\2", "--svg", file).status == 0
     assert ElementTree.parse(file).getroot().tag.endswith("svg")
+    shown = anontls("select", "--org", org, "--queue", r"MBX2\2", "--svg", "-")
+    assert shown.out == file.read_text(encoding="utf-8")
+    assert anontls("select", "--org", org, "--queue", r"MBX2\2", "--svg", "-", "--json").status == 2
     several = anontls("select", "--org", org, "--svg", file)
     assert several.status == 2 and "one decision" in several.err
 

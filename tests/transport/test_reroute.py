@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from anontls.facts import SendConnector
+from anontls.transport import dispatch
 from anontls.transport.body import IN_MEMORY
 from tests.transport.queue_world import (
     CARL,
@@ -85,6 +87,37 @@ def test_reloads_that_overlap_count_nothing_twice(world: World) -> None:
                 await node.service.reload()
             await asyncio.sleep(0.2)
             assert sum(queue.message_count for queue in node.operations.queues()) <= node.store.count
+
+    run(session())
+
+
+def test_a_message_that_is_resumed_while_all_is_read_again_is_not_held(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "AT_ONCE", 10)
+
+    async def session() -> None:
+        async with relaying(world, {"one.example": free_port()}, connectors=(smart_host("one.example"),)) as node:
+            for _ in range(30):
+                await node.send(CARL)
+            for message in list(node.operations.messages()):
+                await node.operations.suspend(message.identity)
+            (queue,) = node.dispatcher.queues.values()
+            await node.service.reload()
+            await eventually(lambda: len(queue.held) == 30, "all are held")
+            late = max(queue.held)
+
+            async def resume(_seconds: float) -> None:  # what may come in that round of the loop
+                if late not in resumed:
+                    resumed.add(late)
+                    await node.operations.resume(f"MBX1\\{queue.number}\\{late}")
+
+            resumed = set[int]()
+            monkeypatch.setattr(dispatch, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": resume}))
+            node.dispatcher.reroute()
+            await eventually(lambda: len(queue) == 30 and bool(resumed), "all is read again")
+            monkeypatch.undo()
+            assert late not in queue.held and len(queue.held) == 29
 
     run(session())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -92,3 +93,30 @@ def rules_in_force(given: Iterable[str]) -> Rules:
 def now() -> datetime:
     """The present moment: the only place where a command reads the clock."""
     return datetime.now(UTC)
+
+
+def to_standard_output(svg: Path | None, *, as_json: bool) -> bool:
+    """Whether the picture goes there, in place of the text.
+
+    Raises:
+        UsageError: JSON is to go there too.
+    """
+    drawn = svg is not None and str(svg) == "-"
+    if drawn and as_json:
+        raise UsageError("--json and --svg -: both would go to standard output")
+    return drawn
+
+
+def draw(file: Path, svg: str) -> None:
+    """Write a picture; ``-`` is standard output.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if str(file) == "-":
+        click.echo(svg, nl=False)
+        return
+    try:
+        file.write_text(svg, encoding="utf-8")
+    except OSError as e:
+        raise UsageError(f"{file}: {e.strerror}") from None

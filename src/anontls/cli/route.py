@@ -72,9 +72,7 @@ def command(
     anontls route --org org.json --from MBX1 --recipient user@example.net
     anontls route --org org.json --from EDGE1 --recipient user@contoso.com --mailbox-server MBX2
     """
-    drawn = svg is not None and str(svg) == "-"
-    if drawn and as_json:
-        raise UsageError("--json and --svg -: both would go to standard output")
+    drawn = options.to_standard_output(svg, as_json=as_json)
     organization = open_organization(org)
     holder = None if mailbox_server is None else _server(organization, mailbox_server, "--mailbox-server")
     if holder is not None and holder.role == "Edge":
@@ -86,18 +84,13 @@ def command(
     except ValueError as e:
         raise UsageError(f"--recipient: {e}") from None
     way = report.way(found, as_of or options.now(), options.rules_in_force(rules))
-    if drawn:
-        click.echo(report.route_svg(way, language), nl=False)
-    elif as_json:
+    if as_json:
         click.echo(json.encode(report.route_json(way, language)))
-    else:
+    elif not drawn:
         width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
         click.echo(report.text(way, language, width=width, details=verbose))
-    if svg is not None and not drawn:
-        try:
-            svg.write_text(report.route_svg(way, language), encoding="utf-8")
-        except OSError as e:
-            raise UsageError(f"{svg}: {e.strerror}") from None
+    if svg is not None:
+        options.draw(svg, report.route_svg(way, language))
     return Exit.UNKNOWN if way.unknown else Exit.DONE
 
 

@@ -85,7 +85,10 @@ from anontls.selection.rules import VALUES
     help="Exit 1 unless every decision is so: certificate, verb-only, none, unknown, X-ANONYMOUSTLS, STARTTLS, a thumbprint, event=ID, no-events.",
 )
 @click.option(
-    "--svg", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Draw the one decision as a picture."
+    "--svg",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the one decision as a picture; `-`: to standard output, in place of the text.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Explain every decision in full, with the cmdlet of each step.")
 @options.language
@@ -152,6 +155,7 @@ def command(
         cases = sessions
     answers: list[Answered] = []
     faults = 0
+    drawn = options.to_standard_output(svg, as_json=as_json)
     for case in cases:
         if isinstance(case, FaultyCase):
             faults += 1
@@ -164,7 +168,7 @@ def command(
         if as_json:
             click.echo(json.encode(_document(answer, assumptions, language)))
         answers.append(answer)
-    if not as_json and answers:
+    if not as_json and not drawn and answers:
         click.echo(_text(answers, assumptions, language, verbose=verbose))
     if svg is not None:
         _draw(svg, answers, language)
@@ -283,10 +287,7 @@ def _draw(file: Path, answers: Sequence[Answered], language: Language) -> None:
         )
     from anontls.report.svg import decision_svg
 
-    try:
-        file.write_text(decision_svg(answers[0].after, language), encoding="utf-8")
-    except OSError as e:
-        raise UsageError(f"{file}: {e.strerror}") from None
+    options.draw(file, decision_svg(answers[0].after, language))
 
 
 def _status(decisions: Sequence[Decision], expect: Sequence[str]) -> Exit:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Set
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -38,7 +39,7 @@ from anontls.transport.sweep import Sweep
 from anontls.transport.writes import Writes
 
 MAX_SESSIONS = 1000  # to all destinations together, as MaxOutboundConnections
-AT_ONCE = 500  # messages that are looked at before sessions have their turn again
+AT_ONCE = 512  # messages that are looked at before sessions have their turn again
 
 
 class Dispatcher:
@@ -124,19 +125,23 @@ class Dispatcher:
 
     async def _load(self, on_their_way: Set[tuple[int, int]] = frozenset()) -> None:
         """Take everything to its queue, but for recipients that had no verdict yet."""
-        last, count = 0, 0
+        last = 0
         while True:
             try:
-                for stored in self.store.messages(after=last):
-                    queued = self.memory.current(stored)
-                    self.enqueue(queued, [p for p in queued.pending if (stored.id, p.number) not in on_their_way])
-                    last, count = stored.id, count + 1
-                    if count % AT_ONCE == 0:
-                        await asyncio.sleep(0)
-                return
+                # Read and taken in one round of the loop: what an administrator resumes has then been read as it was
+                # before, and is in its queue, or is read as it is now.
+                some = list(islice(self.store.messages(after=last), AT_ONCE))
             except StoreFailed as e:
                 self._say(f"the queue cannot be read: {e}")
                 await asyncio.sleep(PAUSE)
+                continue
+            for stored in some:
+                queued = self.memory.current(stored)
+                self.enqueue(queued, [p for p in queued.pending if (stored.id, p.number) not in on_their_way])
+            if len(some) < AT_ONCE:
+                return
+            last = some[-1].id
+            await asyncio.sleep(0)
 
     def oldest(self) -> float | None:
         """When the message came that waits longest; Unix seconds."""
