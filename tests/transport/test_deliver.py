@@ -16,7 +16,7 @@ from anontls.transport import body as body_module
 from anontls.transport.body import Body
 from anontls.transport.deliver import MaildirDelivery, answer
 from anontls.transport.lab import EDGE
-from tests.transport.world import ANNA, EVERYTHING, MESSAGE, Client, Hop, World, greeted, run
+from tests.transport.world import ANNA, EVERYTHING, MESSAGE, Client, Hop, World, behind, greeted, run
 
 BIG = b"Subject: big\r\n\r\n" + b"0123456789abcdef" * 4 * 1024 * 32 + b"\r\n"  # 2 MiB in one line
 LINES = b"Subject: big\r\n\r\n" + (b"x" * 70 + b"\r\n") * 30_000
@@ -477,12 +477,7 @@ def test_nothing_is_acknowledged_before_the_next_hop_does(world: World) -> None:
 
     async def session() -> None:
         gate = asyncio.Event()
-
-        async def slowly(_line: str) -> bytes:
-            await gate.wait()
-            return b"250 2.1.0 ok\r\n"
-
-        hop = Hop({"MAIL": slowly}, ehlo=EVERYTHING)
+        hop = Hop({"MAIL": behind(gate)}, ehlo=EVERYTHING)
         async with hop.listening():
             world.deliver(EDGE, f'next-hop = "127.0.0.1:{hop.port}"')
             async with world.node(EDGE) as node, greeted(node.port) as client:

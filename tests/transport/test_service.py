@@ -29,6 +29,7 @@ from tests.transport.world import (
     MESSAGE,
     Hop,
     World,
+    behind,
     connected,
     eventually,
     exchange_server,
@@ -210,12 +211,7 @@ def test_reload_raises_the_events_of_a_start_each_reason_once(world: World) -> N
 def test_draining_settles_what_is_on_its_way_and_answers_421(world: World) -> None:
     async def session() -> None:
         gate = asyncio.Event()
-
-        async def slowly(_line: str) -> bytes:
-            await gate.wait()
-            return b"250 2.1.0 ok\r\n"
-
-        hop = Hop({"MAIL": slowly}, ehlo=EVERYTHING)
+        hop = Hop({"MAIL": behind(gate)}, ehlo=EVERYTHING)
         async with hop.listening():
             world.deliver(EDGE, f'next-hop = "127.0.0.1:{hop.port}"')
             async with (
@@ -273,12 +269,7 @@ def test_draining_has_an_end(world: World) -> None:
 def test_a_second_signal_cuts_off_what_the_queue_sends_and_loses_nothing(world: World) -> None:
     async def session() -> None:
         gate = asyncio.Event()
-
-        async def slowly(_line: str) -> bytes:
-            await gate.wait()
-            return b"250 2.1.0 ok\r\n"
-
-        hop = Hop({"MAIL": slowly}, ehlo=EVERYTHING)
+        hop = Hop({"MAIL": behind(gate)}, ehlo=EVERYTHING)
         async with hop.listening():
             world.deliver(EDGE, f'next-hop = "127.0.0.1:{hop.port}"\n\n[queue]\ndatabase = "queue.db"')
             with process(world, EDGE) as (node, port):

@@ -326,6 +326,16 @@ EVERYTHING = (
 Answer = bytes | Callable[[str], Awaitable[bytes]]
 
 
+def behind(gate: asyncio.Event) -> Answer:
+    """An answer to MAIL that comes when the gate opens."""
+
+    async def answer(_line: str) -> bytes:
+        await gate.wait()
+        return b"250 2.1.0 ok\r\n"
+
+    return answer
+
+
 class Hop:
     """A server with answers of the test's own; a value of ``b""`` closes the connection instead of an answer."""
 
